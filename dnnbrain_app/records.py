@@ -8,7 +8,7 @@ stimulus x voxel ("voxel" stands for grayordinate and vertex as well).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,7 @@ Array = NDArray[Any]
 ImageFormat = Literal["cifti", "gifti", "nifti"]
 
 
-def _require(condition: bool, message: str) -> None:
+def _require(condition: object, message: str) -> None:
     if not condition:
         raise BadDataError(message)
 
@@ -56,7 +56,8 @@ class BrainPart:
         _require((self.vertices is None) != (self.voxels is None), f"{self.structure}: vertices or voxels, not both")
         owned = self.vertices if self.vertices is not None else self.voxels
         assert owned is not None  # for the type checker; the line above proves it
-        _require(len(owned) == self.stop - self.start, f"{self.structure}: {len(owned)} elements in {self.stop - self.start} columns")
+        columns = self.stop - self.start
+        _require(len(owned) == columns, f"{self.structure}: {len(owned)} elements in {columns} columns")
 
     @property
     def is_surface(self) -> bool:
@@ -77,7 +78,7 @@ class BrainSpace:
     Parameters
     ----------
     name : str
-        BIDS ``space`` label, e.g. ``fsLR``, ``fsaverage5``, ``MNI152NLin2009cAsym``; ``boldref`` where the file has none.
+        BIDS ``space`` label, e.g. ``fsLR``, ``fsaverage5``; ``boldref`` where the file has none.
     format : {'cifti', 'gifti', 'nifti'}
         The family of files the data came in, and go out in.
     parts : tuple of BrainPart
@@ -116,7 +117,8 @@ class BrainSpace:
         """Whether two spaces have the same columns in the same order."""
         if self.format != other.format or len(self.parts) != len(other.parts) or self.shape != other.shape:
             return False
-        if self.affine is not None and other.affine is not None and not np.allclose(self.affine, other.affine, atol=1e-3):
+        both_affines = self.affine is not None and other.affine is not None
+        if both_affines and not np.allclose(self.affine, other.affine, atol=1e-3):  # type: ignore[arg-type]
             return False
         return all(
             a.structure == b.structure and a.n_vertices == b.n_vertices and np.array_equal(_elements(a), _elements(b))
@@ -244,11 +246,23 @@ class StimulusSet:
     attributes: Mapping[str, Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _require(len(self.ids) == len(self.paths) == len(self.digests), "stimuli: ids, paths and digests differ in number")
+        same_number = len(self.ids) == len(self.paths) == len(self.digests)
+        _require(same_number, "stimuli: ids, paths and digests differ in number")
         _require(len(set(self.ids)) == len(self.ids), "stimuli: an identifier occurs twice")
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def take(self, names: Iterable[str]) -> StimulusSet:
+        """Return the named stimuli, in the order they have here."""
+        wanted = set(names)
+        rows = [i for i, name in enumerate(self.ids) if name in wanted]
+        return StimulusSet(
+            tuple(self.ids[i] for i in rows),
+            tuple(self.paths[i] for i in rows),
+            tuple(self.digests[i] for i in rows),
+            {key: values[rows] for key, values in self.attributes.items()},
+        )
 
     def index(self, names: Array) -> Array:
         """Row number of each named stimulus."""
@@ -288,8 +302,9 @@ class Gram:
 
     def __post_init__(self) -> None:
         n = len(self.row_sums)
-        _require(self.K.shape == (n, n), f"layer {self.layer}: K has shape {self.K.shape}, row_sums {self.row_sums.shape}")
-        _require(self.X is None or self.X.shape == (n, self.n_features), f"layer {self.layer}: X does not fit {self.shape}")
+        _require(self.K.shape == (n, n), f"layer {self.layer}: K of shape {self.K.shape} with {n} row sums")
+        x_fits = self.X is None or self.X.shape == (n, self.n_features)
+        _require(x_fits, f"layer {self.layer}: X does not fit the layer's shape {self.shape}")
 
     @property
     def n_features(self) -> int:
@@ -320,7 +335,8 @@ class Activations:
 
     def __post_init__(self) -> None:
         for gram in self.layers:
-            _require(len(gram.row_sums) == len(self.stimuli), f"layer {gram.layer}: {len(gram.row_sums)} rows for {len(self.stimuli)} stimuli")
+            rows, stimuli = len(gram.row_sums), len(self.stimuli)
+            _require(rows == stimuli, f"layer {gram.layer}: {rows} rows for {stimuli} stimuli")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -434,7 +450,8 @@ class EncodingScores:
     def __post_init__(self) -> None:
         n_layers, n_voxels = self.r.shape
         _require(n_layers == len(self.layers), f"scores of {n_layers} layers with {len(self.layers)} names")
-        _require(self.rsquared.shape == self.alpha.shape == self.r.shape, "scores: r, rsquared and alpha differ in shape")
+        same_shape = self.rsquared.shape == self.alpha.shape == self.r.shape
+        _require(same_shape, "scores: r, rsquared and alpha differ in shape")
         _require(self.best_layer.shape == (n_voxels,), "scores: best_layer must have one value a voxel")
 
 

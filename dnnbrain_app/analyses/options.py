@@ -9,9 +9,16 @@ from dataclasses import dataclass, field
 class EncodingOptions:
     """Ridge regression from a layer's activations to each voxel's responses."""
 
-    n_folds: int = field(default=10, metadata={"doc": "Folds of the outer cross-validation; no stimulus is ever in two."})
-    folds_by: str = field(default="stimulus", metadata={"doc": "Keep together in a fold: stimulus, run, session, or the values of a column of stimuli.tsv."})
-    alpha_min: float = field(default=1e-5, metadata={"doc": "Smallest ridge penalty, in units of the training kernel's mean eigenvalue."})
+    n_folds: int = field(
+        default=10, metadata={"doc": "Folds of the outer cross-validation; no stimulus is ever in two."}
+    )
+    folds_by: str = field(
+        default="stimulus",
+        metadata={"doc": "Keep together in a fold: stimulus, run, session, or the values of a column of stimuli.tsv."},
+    )
+    alpha_min: float = field(
+        default=1e-5, metadata={"doc": "Smallest ridge penalty, in units of the training kernel's mean eigenvalue."}
+    )
     alpha_max: float = field(default=1e5, metadata={"doc": "Largest ridge penalty, in the same units."})
     n_alphas: int = field(default=21, metadata={"doc": "Penalties on the logarithmic grid; each voxel gets its own."})
 
@@ -20,4 +27,7 @@ class EncodingOptions:
 class RsaOptions:
     """Representational similarity analysis of regions."""
 
-    comparisons: tuple[str, ...] = field(default=("pearson", "spearman", "rho-a"), metadata={"doc": "How two RDMs are compared: pearson, spearman, rho-a."})
+    comparisons: tuple[str, ...] = field(
+        default=("pearson", "spearman", "rho-a"),
+        metadata={"doc": "How two RDMs are compared: pearson, spearman, rho-a."},
+    )

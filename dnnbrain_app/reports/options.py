@@ -9,4 +9,6 @@ from dataclasses import dataclass, field
 class ReportOptions:
     """Settings of the HTML report."""
 
-    max_stimuli_shown: int = field(default=100, metadata={"doc": "Largest number of stimuli whose thumbnails are shown beside an RDM."})
+    max_stimuli_shown: int = field(
+        default=100, metadata={"doc": "Largest number of stimuli whose thumbnails are shown beside an RDM."}
+    )

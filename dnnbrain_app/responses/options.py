@@ -9,10 +9,33 @@ from dataclasses import dataclass, field
 class ResponseOptions:
     """The general linear model."""
 
-    model: str = field(default="lss", metadata={"doc": "lss: one model a trial (Mumford 2012). condition: one regressor a stimulus, over all runs.", "choices": ("lss", "condition")})
-    hrf: str = field(default="glover", metadata={"doc": "Haemodynamic response function.", "choices": ("glover", "spm")})
-    motion: int = field(default=6, metadata={"doc": "Motion regressors: 0, 6, or 24 (with derivatives and squares).", "choices": (0, 6, 24)})
-    compcor: int = field(default=0, metadata={"doc": "Anatomical CompCor components to remove (the first N of a_comp_cor_XX)."})
-    spikes: bool = field(default=True, metadata={"doc": "One regressor for each non-steady-state and each motion-outlier volume."})
-    high_pass: float = field(default=128.0, metadata={"doc": "Longest period kept, in s, when the confounds have no cosine drifts; 0: none."})
-    scaling: str = field(default="percent", metadata={"doc": "percent: betas in percent of the voxel's mean over the run. none: in the data's own units.", "choices": ("percent", "none")})
+    model: str = field(
+        default="lss",
+        metadata={
+            "doc": "lss: one model a trial (Mumford 2012). condition: one regressor a stimulus, over all runs.",
+            "choices": ("lss", "condition"),
+        },
+    )
+    hrf: str = field(
+        default="glover", metadata={"doc": "Haemodynamic response function.", "choices": ("glover", "spm")}
+    )
+    motion: int = field(
+        default=6,
+        metadata={"doc": "Motion regressors: 0, 6, or 24 (with derivatives and squares).", "choices": (0, 6, 24)},
+    )
+    compcor: int = field(
+        default=0, metadata={"doc": "Anatomical CompCor components to remove (the first N of a_comp_cor_XX)."}
+    )
+    spikes: bool = field(
+        default=True, metadata={"doc": "One regressor for each non-steady-state and each motion-outlier volume."}
+    )
+    high_pass: float = field(
+        default=128.0, metadata={"doc": "Longest period kept, in s, when the confounds have no cosine drifts; 0: none."}
+    )
+    scaling: str = field(
+        default="percent",
+        metadata={
+            "doc": "percent: betas in percent of the voxel's mean over the run. none: in the data's own units.",
+            "choices": ("percent", "none"),
+        },
+    )

@@ -11,4 +11,7 @@ class StimuliOptions:
     """How a row of the events leads to an image."""
 
     directory: Path | None = field(default=None, metadata={"doc": "Folder of the stimuli. Default: BIDS_DIR/stimuli."})
-    column: str = field(default="stim_file", metadata={"doc": "Column of events.tsv that names the stimulus file, relative to the folder of the stimuli."})
+    column: str = field(
+        default="stim_file",
+        metadata={"doc": "Column of events.tsv that names the stimulus file, relative to the folder of the stimuli."},
+    )
