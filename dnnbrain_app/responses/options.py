@@ -33,9 +33,12 @@ class ResponseOptions:
         default=128.0, metadata={"doc": "Longest period kept, in s, when the confounds have no cosine drifts; 0: none."}
     )
     scaling: str = field(
-        default="percent",
+        default="zscore",
         metadata={
-            "doc": "percent: betas in percent of the voxel's mean over the run. none: in the data's own units.",
-            "choices": ("percent", "none"),
+            "doc": (
+                "Unit of the betas. zscore: standard deviations of the voxel over the run. percent: percent of its mean. "
+                "none: the data's own."
+            ),
+            "choices": ("zscore", "percent", "none"),
         },
     )
