@@ -196,18 +196,19 @@ def command(**given: Any) -> int:
 
 def dispatch(config: Config, given: dict[str, Any]) -> int:
     """Do what was asked for; returns the exit code."""
-    from dnnbrain_app import workflow  # not before: it must not slow --help, and threads are set by now
+    # not before: they must not slow --help, and the number of threads is set by now
+    from dnnbrain_app import planning, reporting, workflow
 
     if given["list_networks"]:
-        click.echo("\n".join(workflow.list_networks()))
+        click.echo(planning.list_networks())
     elif given["list_layers"]:
-        click.echo(workflow.list_layers(given["list_layers"], config.networks))
+        click.echo(planning.list_layers(given["list_layers"], config.networks))
     elif given["dry_run"]:
-        click.echo(workflow.plan(config))
+        click.echo(planning.plan(config))
     elif given["boilerplate_only"]:
-        click.echo(workflow.write_boilerplate(config))
+        click.echo(reporting.write_boilerplate(config))
     elif given["reports_only"]:
-        return workflow.rebuild_reports(config)
+        return workflow.rebuild_reports(config, command_line=sys.argv)
     else:
         return workflow.run_participants(config, command_line=sys.argv, progress=Progress())
     return 0

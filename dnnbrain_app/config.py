@@ -35,9 +35,9 @@ class RunOptions:
     """Resources, places and behaviour of the run as a whole."""
 
     analyses: tuple[str, ...] = field(
-        default=ANALYSIS_NAMES,
+        default=(),
         metadata={
-            "doc": "Analyses: encoding (ridge, voxel by voxel), rsa (regions of the atlas).",
+            "doc": "encoding (ridge, voxel by voxel), rsa (regions of the atlas). Default: what the inputs allow.",
             "choices": ANALYSIS_NAMES,
         },
     )
@@ -281,8 +281,6 @@ def _check(config: Config) -> None:
         parse_memory(run.memory)
     if not config.networks.names:
         raise UsageError("networks.names is empty; name at least one network with --network")
-    if not run.analyses:
-        raise UsageError(f"run.analyses is empty; choose from {', '.join(ANALYSIS_NAMES)}")
     for name, value, least in (
         ("encoding.n_folds", encoding.n_folds, 2),
         ("encoding.n_alphas", encoding.n_alphas, 1),

@@ -1,0 +1,173 @@
+"""What would be done, and what it would take: ``--dry-run`` and the listings. Nothing here writes."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dnnbrain_app.config import Config, count_cpus, measure_memory
+from dnnbrain_app.dataset.events import build_trials
+from dnnbrain_app.dataset.index import find_units
+from dnnbrain_app.derivatives.dataset import check_places
+from dnnbrain_app.errors import DnnbrainError
+from dnnbrain_app.networks.options import NetworkOptions
+from dnnbrain_app.records import Unit
+from dnnbrain_app.stages import choose_analyses, find_output, find_stimuli_folder
+from dnnbrain_app.stimuli.sets import find_missing
+
+logger = logging.getLogger(__name__)
+
+_GIGA = 1024**3
+_OVERHEAD = 0.9 * _GIGA  # torch, nilearn and the interpreter, measured
+_PASSES = 12  # how often the time series are read, copied and multiplied, as equivalents of one pass in memory
+
+
+@dataclass(frozen=True, slots=True)
+class _Network:
+    """A network's size, from a dry run of two images."""
+
+    name: str
+    n_layers: int
+    n_features: int
+    seconds_per_image: float
+
+
+def list_networks() -> str:
+    """List the networks that can be named."""
+    from dnnbrain_app.networks import sources
+
+    listed = "\n".join(sources.list_networks())
+    return f"{listed}\nmodule:callable (your own: returns a torch module, or (module, transform), or (..., layers))"
+
+
+def list_layers(name: str, options: NetworkOptions) -> str:
+    """List a network's layers in the order of the forward pass, with shape, units and size; ``*`` marks main ones."""
+    from dnnbrain_app.networks.layers import choose_layers, list_layers
+    from dnnbrain_app.networks.sources import load_network
+
+    network = load_network(name, options)
+    layers = list_layers(network)
+    main = {layer.name for layer in choose_layers(layers, ("main",), network.default_layers)}
+    rows = [("", "layer", "kind", "shape", "units", "MB/1000 images")]
+    for layer in layers:
+        shape = "x".join(map(str, layer.shape)) if not layer.problem else f"({layer.problem})"
+        size = f"{layer.n_features * 4e3 / 1e6:.1f}" if not layer.problem else ""
+        mark = "*" if layer.name in main else ""
+        rows.append((mark, layer.name, layer.kind, shape, str(layer.n_features or ""), size))
+    return f"{_format_table(rows)}\n\n* belongs to --layers main (the default)"
+
+
+def plan(config: Config) -> str:
+    """Resolve the inputs and estimate what the run would take.
+
+    Returns
+    -------
+    str
+        A table with a row for each unit, then the networks, then the totals.
+    """
+    units = find_units(config.bids_dir, config.dataset)
+    check_places(config.bids_dir, find_output(config), config.run.work_dir)
+    networks = [_measure_network(name, config) for name in config.networks.names]
+    speed = _measure_speed()
+    rows: list[tuple[str, ...]] = [
+        ("participant", "task", "space", "runs", "volumes", "trials", "stimuli", "missing", "disk", "memory", "time")
+    ]
+    totals = np.zeros(2)
+    for unit in units:
+        try:
+            row, disk, seconds = _plan_unit(unit, networks, speed, config)
+        except DnnbrainError as error:
+            rows.append((unit.participant, unit.task, unit.space, str(len(unit.runs)), f"! {error}", *[""] * 6))
+            continue
+        rows.append(row)
+        totals += disk, seconds
+    text = [
+        _format_table(rows),
+        "",
+        *(f"network {net.name}: {net.n_layers} layers, {net.n_features:,} units an image" for net in networks),
+        f"analyses: {', '.join(choose_analyses(config))}",
+        f"output: {find_output(config)}    work: {config.run.work_dir}",
+        f"cores: {count_cpus(config.run)}    memory allowed: {measure_memory(config.run) / _GIGA:.1f} GB",
+        f"estimated in all: {totals[0] / _GIGA:.2f} GB on disk, {_format_time(totals[1])} on this machine",
+        "nothing was written",
+    ]
+    return "\n".join(text)
+
+
+def _plan_unit(
+    unit: Unit, networks: Sequence[_Network], speed: float, config: Config
+) -> tuple[tuple[str, ...], float, float]:
+    """Estimate one unit: its row of the table, bytes on disk, seconds."""
+    from dnnbrain_app.dataset.images import read_unit_space
+
+    trials = build_trials(unit.runs, config.stimuli.column)
+    stimuli = sorted(set(trials.stimulus))
+    missing = find_missing(stimuli, find_stimuli_folder(config))
+    n, n_volumes, n_voxels = len(stimuli), sum(run.n_volumes for run in unit.runs), read_unit_space(unit).n_voxels
+    rows = len(trials) if config.responses.model != "condition" else n
+    layers = sum(network.n_layers for network in networks)
+    n_maps = rows + 3 * layers + len(networks)
+    disk = 4.0 * n_maps * n_voxels
+    longest = max(run.n_volumes for run in unit.runs)
+    features = max((4.0 * n * network.n_features for network in networks), default=0.0)
+    features = min(features, measure_memory(config.run) / 4)
+    memory = _OVERHEAD + 4.0 * n_voxels * (2 * longest + 2 * rows + 2 * n) + features + 16.0 * layers * n**2
+    folds = config.encoding.n_folds
+    encoding = layers * folds * (2.0 * n * n * n_voxels + 60.0 * n * n_voxels + 25.0 * n**3) / speed
+    glm = (2.0 * rows * n_volumes / max(len(unit.runs), 1) * n_voxels + _PASSES * 10.0 * n_volumes * n_voxels) / speed
+    seconds = glm + encoding + n * sum(network.seconds_per_image for network in networks) + 5
+    row = (
+        unit.participant,
+        unit.task,
+        unit.label.partition("_space-")[2] or unit.space,
+        str(len(unit.runs)),
+        str(n_volumes),
+        str(len(trials)),
+        str(n - len(missing)),
+        f"{len(missing)} ({missing[0]} ...)" if missing else "0",
+        f"{disk / _GIGA:.2f} GB",
+        f"{memory / _GIGA:.1f} GB",
+        _format_time(seconds),
+    )
+    return row, disk, seconds
+
+
+def _measure_network(name: str, config: Config) -> _Network:
+    from dnnbrain_app.networks.layers import choose_layers, list_layers
+    from dnnbrain_app.networks.sources import load_network
+
+    network = load_network(name, config.networks)
+    start = time.perf_counter()
+    layers = list_layers(network)
+    seconds = (time.perf_counter() - start) / 2
+    chosen = choose_layers(layers, config.networks.layers, network.default_layers)
+    return _Network(name, len(chosen), sum(layer.n_features for layer in chosen), seconds)
+
+
+def _measure_speed() -> float:
+    """Operations a second of a float32 matrix product here, the best of three short ones."""
+    a = np.ones((1024, 1024), dtype=np.float32)
+    best = np.inf
+    for _ in range(3):
+        start = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - start)
+    return 2 * 1024**3 / best
+
+
+def _format_time(seconds: float) -> str:
+    minutes = seconds / 60
+    return f"{seconds:.0f} s" if seconds < 90 else f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+
+
+def _format_table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [
+        max(len(row[i]) for row in rows if not any(cell.startswith("! ") for cell in row)) for i in range(len(rows[0]))
+    ]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

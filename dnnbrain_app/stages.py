@@ -1,0 +1,323 @@
+"""The stages of a unit: each reads what it needs, calls one piece of science, and writes what came out.
+
+`workflow` says in which order, and which stages are done already. A stage returns the files it wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dnnbrain_app import __version__
+from dnnbrain_app.config import Config
+from dnnbrain_app.dataset.confounds import read_confounds
+from dnnbrain_app.dataset.images import read_bold
+from dnnbrain_app.derivatives import names, stores
+from dnnbrain_app.derivatives.files import write_table
+from dnnbrain_app.derivatives.ledger import digest_key, stamp
+from dnnbrain_app.derivatives.maps import read_maps, write_maps
+from dnnbrain_app.derivatives.matrices import write_rdms
+from dnnbrain_app.derivatives.sidecars import describe_map, describe_space, list_versions, make_uri
+from dnnbrain_app.derivatives.tables import read_trials, write_region_table, write_trials
+from dnnbrain_app.errors import UsageError
+from dnnbrain_app.records import Activations, Array, Atlas, Betas, BrainSpace, EncodingScores, StimulusSet, Trials, Unit
+from dnnbrain_app.stimuli.images import read_image
+
+# Rooms that import torch or scikit-learn are imported where they are used: a run that finds all its results there
+# must not wait for them.
+
+Progress = Callable[[str, int, int], None]
+BETA_UNITS = {
+    "zscore": "standard deviations of the voxel over its run",
+    "percent": "percent of the voxel's mean over its run",
+    "none": "as the preprocessed data",
+}
+ENCODING_MAPS = {
+    "r": "Pearson correlation between predicted and measured responses to held-out stimuli, mean over folds",
+    "rsquared": "Held-out R squared: 1 - residual over total sum of squares, the total around the training mean",
+    "alpha": "Ridge penalty in units of the training kernel's mean eigenvalue, geometric mean over folds",
+    "bestlayer": "Number of the layer (from 1) with the highest correlation; 0 where no layer is significant",
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Session:
+    """What holds for one call of the app: settings, places, resources."""
+
+    config: Config
+    output: Path
+    run_id: str
+    command_line: tuple[str, ...]
+    roots: Mapping[str, Path]
+    memory: int
+    progress: Progress
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Responses:
+    """What the brain did: one response a stimulus (repeats averaged), and where the columns lie."""
+
+    unit: Unit
+    space: BrainSpace
+    atlas: Atlas | None
+    trials: Trials
+    stimuli: StimulusSet
+    Y: Array
+
+
+def choose_analyses(config: Config) -> tuple[str, ...]:
+    """Name the analyses to run: as asked; else encoding, and RSA where an atlas gives regions."""
+    return config.run.analyses or (("encoding", "rsa") if config.dataset.atlas else ("encoding",))
+
+
+def find_stimuli_folder(config: Config) -> Path:
+    """Return the folder of the stimuli."""
+    return config.stimuli.directory or config.bids_dir / "stimuli"
+
+
+def find_output(config: Config) -> Path:
+    """Return the output dataset: OUTPUT_DIR, or a folder in it named by the settings."""
+    if config.run.output_layout == "bids":
+        return config.output_dir
+    rooms = [config.networks, config.responses, config.encoding, config.rsa, config.dataset, config.stimuli]
+    return config.output_dir / f"dnnbrain-{digest_key([__version__, rooms, config.run.random_seed])[:8]}"
+
+
+def key_responses(unit: Unit, config: Config) -> str:
+    """Digest all that the betas depend on."""
+    files = [file for run in unit.runs for file in (*run.bold, run.events, run.confounds, run.mask) if file]
+    timing = [(run.repetition_time, run.start_time) for run in unit.runs]
+    return digest_key([__version__, list(map(stamp, files)), timing, config.responses, config.stimuli.column])
+
+
+def key_analysis(name: str, network: str, responses: str, stimuli: StimulusSet, config: Config) -> str:
+    """Digest all that an analysis of a network depends on; `responses` is the key of the betas."""
+    from dnnbrain_app.networks.sources import identify_weights
+
+    options = config.networks
+    seen = [identify_weights(network, options), options.layers, stimuli.ids, stimuli.digests, options.save_activations]
+    regions = [list(map(stamp, config.dataset.atlas)), config.dataset.rois]
+    groups = list(stimuli.attributes.get(config.encoding.folds_by, ()))
+    own = {"encoding": [config.encoding, config.run.random_seed, groups], "rsa": [config.rsa]}
+    return digest_key([name, responses, seen, regions, own[name]])
+
+
+def estimate_responses(unit: Unit, trials: Trials, space: BrainSpace, session: Session) -> list[Path]:
+    """Fit the general linear model; write the betas, what each of them is, and the design of each run."""
+    from dnnbrain_app.responses.design import build_design
+    from dnnbrain_app.responses.glm import RunData, estimate_betas
+    from dnnbrain_app.responses.nuisance import build_nuisance
+
+    options, outputs = session.config.responses, []
+    nuisances = [build_nuisance(read_confounds(run), run.frame_times, options) for run in unit.runs]
+
+    def read_runs() -> Iterator[RunData]:
+        for number, (run, (nuisance, _)) in enumerate(zip(unit.runs, nuisances, strict=True)):
+            session.progress(f"{unit.label}: runs", number, len(unit.runs))
+            yield RunData(read_bold(run, space), run.frame_times, nuisance)
+
+    data, kept = estimate_betas(read_runs(), trials, options)
+    for number, (run, (nuisance, columns)) in enumerate(zip(unit.runs, nuisances, strict=True)):
+        own = trials.take(trials.run == number)
+        events = build_design(own.onset, own.duration, run.frame_times, options.hrf)
+        titles = [*(f"{name} @ {onset:g} s" for name, onset in zip(own.stimulus, own.onset, strict=True)), *columns]
+        table = {"frame_time": run.frame_times, **dict(zip(titles, np.c_[events, nuisance].T, strict=True))}
+        outputs.append(names.design_table(session.output, run))
+        write_table(outputs[-1], table)
+    labels = [f"{kept.stimulus[i]} {kept.run_labels[kept.run[i]]} {kept.repeat[i] + 1}" for i in range(len(kept))]
+    about = describe_map(
+        "Responses to single stimuli: betas of a general linear model, in the order of the table beside this file",
+        describe_sources(unit, session),
+        space=describe_space(space, unit.runs[0].bold[0]),
+        maps=labels,
+        statistic="regression weight",
+        units=BETA_UNITS[options.scaling],
+        parameters=describe_parameters(options),
+        versions=list_versions(),
+    )
+    outputs += write_maps(names.beta_map(session.output, unit, options.model), data, labels, space, about)
+    return [*outputs, *write_trials(names.beta_trials(session.output, unit, options.model), kept)]
+
+
+def read_responses(
+    unit: Unit, space: BrainSpace, atlas: Atlas | None, stimuli: StimulusSet, session: Session
+) -> Responses:
+    """Read the betas and average the repeats of each stimulus."""
+    from dnnbrain_app.responses.glm import average_repeats
+
+    model = session.config.responses.model
+    trials = read_trials(names.beta_trials(session.output, unit, model))
+    betas = Betas(read_maps(names.beta_map(session.output, unit, model), space), trials, space, model)
+    shown = stimuli.take(trials.stimulus)
+    return Responses(unit, space, atlas, trials, shown, average_repeats(betas.data, trials, shown.ids))
+
+
+def compute_activations(name: str, stimuli: StimulusSet, session: Session) -> Activations:
+    """Show the stimuli to a network, unless somebody has: Grams are shared through the work folder."""
+    from dnnbrain_app.networks.extraction import extract_activations
+    from dnnbrain_app.networks.layers import choose_layers, list_layers
+    from dnnbrain_app.networks.sources import identify_weights, load_network
+
+    options, work = session.config.networks, session.config.run.work_dir
+    key = stores.grams_key(stimuli, identify_weights(name, options), options.layers)
+    target = names.activations(session.output, names.to_label(name), key)
+    known = stores.load_grams(work / "grams", key)
+    if known is not None and (target.exists() or not options.save_activations):
+        return known
+    network = load_network(name, options)
+    layers = choose_layers(list_layers(network), options.layers, network.default_layers)
+    with stores.FeatureStore(work / "scratch", session.memory // 4) as store:
+        activations = extract_activations(
+            network,
+            [layer.name for layer in layers],
+            stimuli,
+            read_image,
+            batch_size=options.batch_size,
+            device=options.device,
+            store=store,
+            progress=lambda done, total: session.progress(f"{name}: images", done, total),
+        )
+        if options.save_activations:
+            sidecar = {"Network": activations.network, "Layers": activations.names, **activations.provenance}
+            stimuli_names, label = activations.stimuli, activations.network
+            stores.write_activations(
+                target, store, activations.names, stimuli=stimuli_names, network=label, sidecar=sidecar
+            )
+    stores.save_grams(work / "grams", key, activations)
+    return activations
+
+
+def run_encoding(responses: Responses, activations: Activations, session: Session) -> list[Path]:
+    """Predict each voxel from each layer by ridge regression; write maps, and means over regions."""
+    from dnnbrain_app.analyses.encoding import score_encoding
+    from dnnbrain_app.analyses.folds import group_stimuli, make_folds
+
+    options, unit, stimuli = session.config.encoding, responses.unit, responses.stimuli
+    groups = group_stimuli(responses.trials, stimuli.ids, options.folds_by, stimuli.attributes)
+    folds = make_folds(len(stimuli), options.n_folds, np.random.default_rng(session.config.run.random_seed), groups)
+    scores = score_encoding(
+        activations.network,
+        activations.layers,
+        responses.Y,
+        folds,
+        options,
+        memory=session.memory // 4,
+        progress=lambda done, total: session.progress(f"{unit.label}: encoding, folds x layers", done, total),
+    )
+    scheme = {
+        "Folds": len(folds),
+        "KeptTogether": options.folds_by,
+        "Seed": session.config.run.random_seed,
+        "Penalty": "per voxel, by generalised cross-validation in the training folds",
+    }
+    maps = {"r": scores.r, "rsquared": scores.rsquared, "alpha": scores.alpha, "bestlayer": scores.best_layer[None]}
+    outputs = []
+    for stat, values in maps.items():
+        titles = ("best layer",) if stat == "bestlayer" else scores.layers
+        about = describe_analysis(responses, activations, session, ENCODING_MAPS[stat], titles)
+        about |= {"Statistic": stat, "CrossValidation": scheme, "Parameters": describe_parameters(options)}
+        if stat == "alpha":
+            about["EdgeFraction"] = [round(float(share), 4) for share in scores.edge_fraction]
+        stem = names.encoding_map(session.output, unit, activations.network, stat)
+        outputs += write_maps(stem, values, titles, responses.space, about)
+    if responses.atlas is not None:
+        outputs += write_encoding_regions(scores, responses, activations, session)
+    return outputs
+
+
+def write_encoding_regions(
+    scores: EncodingScores, responses: Responses, activations: Activations, session: Session
+) -> list[Path]:
+    """Write each layer's mean score over the voxels of each region."""
+    atlas, r = responses.atlas, scores.r
+    assert atlas is not None  # the caller asked
+    used = {region: mask & np.isfinite(r).all(axis=0) for region, mask in atlas.regions.items()}
+    means = {
+        "r": np.column_stack([_mean(r[:, mask]) for mask in used.values()]),
+        "rsquared": np.column_stack([_mean(scores.rsquared[:, mask]) for mask in used.values()]),
+        "n_voxels": np.array([mask.sum() for mask in used.values()]),
+    }
+    about = describe_analysis(responses, activations, session, "Encoding scores: means over the voxels of a region") | {
+        "r": {"Description": ENCODING_MAPS["r"]},
+        "rsquared": {"Description": ENCODING_MAPS["rsquared"]},
+        "n_voxels": {"Description": "Voxels with a score"},
+    }
+    path = names.region_table(session.output, responses.unit, atlas.name, activations.network, "encoding")
+    return write_region_table(path, scores.layers, list(used), means, about)
+
+
+def run_rsa(responses: Responses, activations: Activations, session: Session) -> list[Path]:
+    """Compare the representational geometry of each layer with that of each region."""
+    from dnnbrain_app.analyses.rdms import compute_layer_rdm, compute_rdm
+    from dnnbrain_app.analyses.rsa import score_rsa
+
+    unit, atlas, items = responses.unit, responses.atlas, responses.stimuli.ids
+    if atlas is None:
+        raise UsageError("--analysis rsa compares regions; name an atlas with --atlas")
+    region_rdms = [compute_rdm(responses.Y[:, mask], items, name) for name, mask in atlas.regions.items()]
+    layer_rdms = [compute_layer_rdm(gram, items) for gram in activations.layers]
+    scores = score_rsa(activations.network, layer_rdms, region_rdms, session.config.rsa.comparisons)
+    table = describe_analysis(responses, activations, session, "Similarity between RDMs of layers and of regions")
+    brain = describe_map(
+        "RDMs of regions: 1 - Pearson correlation between response patterns",
+        describe_sources(unit, session),
+        parameters=describe_parameters(session.config.responses),
+        versions=list_versions(),
+    )
+    network = describe_analysis(responses, activations, session, "RDMs of layers: 1 - Pearson correlation over units")
+    return [
+        *write_region_table(
+            names.region_table(session.output, unit, atlas.name, activations.network, "rsa"),
+            scores.layers,
+            scores.regions,
+            scores.similarity,
+            table | {"Parameters": describe_parameters(session.config.rsa)},
+        ),
+        *write_rdms(names.region_rdms(session.output, unit, atlas.name), region_rdms, brain, "bRDM"),
+        *write_rdms(names.layer_rdms(session.output, unit, activations.network), layer_rdms, network, "dRDM"),
+    ]
+
+
+ANALYSES: dict[str, Callable[[Responses, Activations, Session], list[Path]]] = {
+    "encoding": run_encoding,
+    "rsa": run_rsa,
+}
+
+
+# What the sidecars say -----------------------------------------------------------------------------------------------
+
+
+def describe_sources(unit: Unit, session: Session) -> list[str]:
+    """Name the inputs of a unit as BIDS URIs."""
+    files = [file for run in unit.runs for file in (*run.bold, run.events, run.confounds) if file]
+    return [make_uri(file, session.roots) for file in files]
+
+
+def describe_analysis(
+    responses: Responses, activations: Activations, session: Session, description: str, maps: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Say what the outputs of all analyses have in common."""
+    return describe_map(
+        description,
+        describe_sources(responses.unit, session),
+        space=describe_space(responses.space, responses.unit.runs[0].bold[0]),
+        maps=maps,
+        network=activations.network,
+        weights=activations.provenance,
+        layers=activations.names,
+        versions=list_versions(),
+    )
+
+
+def describe_parameters(options: Any) -> dict[str, Any]:
+    """Spell options as the configuration file does."""
+    return {name: getattr(options, name) for name in type(options).__slots__}
+
+
+def _mean(values: Array) -> Array:
+    """Mean over columns; NaN, without a warning, where there is none."""
+    return values.mean(axis=1) if values.shape[1] else np.full(len(values), np.nan)

@@ -1,0 +1,187 @@
+"""The corridor: what happens to a dataset, in order.
+
+A unit (participant x task x space) passes through its stages: responses, then for each network the activations and
+each analysis. A stage has a key, the digest of all that its numbers depend on; a stage whose key is on record and whose
+files are there is not done again. The report is made from the files, so that ``--reports-only`` shows the same.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+import traceback
+import uuid
+from collections.abc import Sequence
+from itertools import groupby
+
+from dnnbrain_app import __version__
+from dnnbrain_app.config import Config, dump_toml, measure_memory
+from dnnbrain_app.dataset.atlases import read_atlas
+from dnnbrain_app.dataset.events import build_trials
+from dnnbrain_app.dataset.images import read_unit_space
+from dnnbrain_app.dataset.index import find_derivatives, find_units
+from dnnbrain_app.dataset.validation import validate_dataset
+from dnnbrain_app.derivatives import names
+from dnnbrain_app.derivatives.dataset import check_places, check_writable, prepare_dataset
+from dnnbrain_app.derivatives.files import write_text
+from dnnbrain_app.derivatives.ledger import Ledger
+from dnnbrain_app.derivatives.locks import hold_lock
+from dnnbrain_app.derivatives.sidecars import list_versions
+from dnnbrain_app.errors import MissingInputError, UsageError
+from dnnbrain_app.records import StimulusSet, Unit
+from dnnbrain_app.reporting import report_participant
+from dnnbrain_app.stages import (
+    ANALYSES,
+    Progress,
+    Session,
+    choose_analyses,
+    compute_activations,
+    estimate_responses,
+    find_output,
+    find_stimuli_folder,
+    key_analysis,
+    key_responses,
+    read_responses,
+)
+from dnnbrain_app.stimuli.sets import find_stimuli
+
+logger = logging.getLogger(__name__)
+STEP = 25  # between INFO and WARNING: what the door shows without -v
+
+
+def run_participants(config: Config, *, command_line: Sequence[str], progress: Progress) -> int:
+    """Analyse every participant selected; returns the exit code.
+
+    A unit that fails does not stop the others: its traceback goes into a crash file, and its participant's report
+    shows the message. The code is 0 when every output asked for exists; that of the failure when all units failed with
+    the same; else 1.
+    """
+    units = find_units(config.bids_dir, config.dataset)
+    check_analyses(config)
+    session = open_session(config, command_line, progress)
+    failures: dict[str, Exception] = {}
+    for _, group in groupby(units, key=lambda unit: unit.participant):
+        theirs = list(group)
+        for unit in theirs:
+            try:
+                logger.log(STEP, "%s: %s", unit.label, analyse_unit(unit, session))
+            except Exception as error:
+                failures[unit.label] = error
+                record_failure(unit, error, session)
+        report(theirs, session, failures)
+        if failures and config.run.stop_on_first_crash:
+            break
+    return conclude(units, failures, session)
+
+
+def analyse_unit(unit: Unit, session: Session) -> str:
+    """Take one unit from its events to its maps and tables; returns what was done, in words."""
+    config, start = session.config, time.monotonic()
+    trials = build_trials(unit.runs, config.stimuli.column)
+    stimuli = find_stimuli(trials.stimulus, find_stimuli_folder(config))
+    keys = key_stages(unit, stimuli, config)
+    with hold_lock(names.lock_file(session.output, unit)):
+        ledger = Ledger(names.status_file(session.output, unit))
+        pending = [stage for stage, key in keys.items() if not ledger.is_current(stage, key)]
+        if not pending:
+            return "all results are there already"
+        space = read_unit_space(unit)
+        atlas = read_atlas(config.dataset.atlas, space, config.dataset.rois)
+        if "responses" in pending:
+            ledger.forget("responses")
+            logger.log(STEP, "%s: responses to %d trials in %d runs", unit.label, len(trials), len(unit.runs))
+            ledger.record("responses", keys["responses"], estimate_responses(unit, trials, space, session))
+        responses = read_responses(unit, space, atlas, stimuli, session)
+        for network in config.networks.names:
+            wanted = {f"{name} {network}": ANALYSES[name] for name in choose_analyses(config)}
+            wanted = {stage: analyse for stage, analyse in wanted.items() if stage in pending}
+            if not wanted:
+                continue
+            logger.log(STEP, "%s: %s looks at %d stimuli", unit.label, network, len(responses.stimuli))
+            activations = compute_activations(network, responses.stimuli, session)
+            for stage, analyse in wanted.items():
+                ledger.forget(stage)
+                logger.log(STEP, "%s: %s, %d layers", unit.label, stage, len(activations.layers))
+                ledger.record(stage, keys[stage], analyse(responses, activations, session))
+    return f"done in {time.monotonic() - start:.0f} s: {', '.join(pending)}"
+
+
+def key_stages(unit: Unit, stimuli: StimulusSet, config: Config) -> dict[str, str]:
+    """Give each stage of a unit its key, in the order in which they are done."""
+    keys = {"responses": key_responses(unit, config)}
+    for network in config.networks.names:
+        for name in choose_analyses(config):
+            keys[f"{name} {network}"] = key_analysis(name, network, keys["responses"], stimuli, config)
+    return keys
+
+
+def check_analyses(config: Config) -> None:
+    """Refuse an analysis that lacks what it needs, before anything is computed."""
+    if "rsa" in choose_analyses(config) and not config.dataset.atlas:
+        raise UsageError("--analysis rsa compares regions of the brain; name an atlas with --atlas")
+
+
+def rebuild_reports(config: Config, *, command_line: Sequence[str]) -> int:
+    """Make the reports again from the results that are there; returns the exit code."""
+    units = find_units(config.bids_dir, config.dataset)
+    check_analyses(config)
+    session = open_session(config, command_line, lambda *_: None)
+    failures: dict[str, Exception] = {}
+    for participant, group in groupby(units, key=lambda unit: unit.participant):
+        theirs = list(group)
+        Ledger(names.report_status(session.output, participant)).forget("report")
+        for unit in theirs:
+            if not names.status_file(session.output, unit).exists():
+                failures[unit.label] = MissingInputError(f"{unit.label} has no results yet; run without --reports-only")
+        report(theirs, session, failures)
+    return conclude(units, failures, session)
+
+
+# Around the units ----------------------------------------------------------------------------------------------------
+
+
+def open_session(config: Config, command_line: Sequence[str], progress: Progress) -> Session:
+    """Check and prepare the places, and save the resolved configuration."""
+    output, work = find_output(config), config.run.work_dir
+    check_places(config.bids_dir, output, work)
+    if config.run.validate:
+        validate_dataset(config.bids_dir)
+    derivatives = find_derivatives(config.bids_dir, config.dataset)
+    prepare_dataset(output, config.bids_dir, derivatives, __version__)
+    if config.run.clean_work_dir:
+        for name in ("grams", "scratch", "cache"):
+            shutil.rmtree(work / name, ignore_errors=True)
+    check_writable(work)
+    run_id = f"{time.strftime('%Y%m%d-%H%M%S')}_{uuid.uuid4()}"
+    record = {"command_line": list(command_line), "versions": list_versions()}
+    write_text(names.config_file(output, run_id), dump_toml(config, record))
+    roots = {"": output, "raw": config.bids_dir, **derivatives}
+    return Session(config, output, run_id, tuple(command_line), roots, measure_memory(config.run), progress)
+
+
+def report(units: Sequence[Unit], session: Session, failures: dict[str, Exception]) -> None:
+    """Report on one participant; a report that cannot be made is a failure like any other, and loses no result."""
+    try:
+        report_participant(units, session, failures)
+    except Exception as error:
+        failures[f"sub-{units[0].participant} report"] = error
+        record_failure(units[0], error, session)
+
+
+def record_failure(unit: Unit, error: Exception, session: Session) -> None:
+    """Say what went wrong with a unit, and keep the traceback."""
+    path = names.crash_file(session.output, unit.participant, session.run_id, unit.label)
+    write_text(path, "".join(traceback.format_exception(error)))
+    logger.error("%s failed: %s\n         traceback: %s", unit.label, error or type(error).__name__, path)
+
+
+def conclude(units: Sequence[Unit], failures: dict[str, Exception], session: Session) -> int:
+    """Say how it went; returns the exit code."""
+    reports = sorted({str(names.report(session.output, unit.participant)) for unit in units})
+    shown = ", ".join(reports) if len(reports) <= 3 else f"{session.output}/sub-*.html"
+    logger.log(STEP, "%d of %d units complete; reports: %s", len(units) - len(failures), len(units), shown)
+    codes = {getattr(error, "exit_code", 1) for error in failures.values()}
+    if len(codes) == 1 and len(failures) == len(units):
+        return int(codes.pop())
+    return 1 if failures else 0
