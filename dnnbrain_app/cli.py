@@ -257,6 +257,7 @@ def set_up_logging(verbose: int, *, quiet: bool) -> None:
     logger.addHandler(handler)
     logger.setLevel(level)
     logging.captureWarnings(capture=True)
+    logging.getLogger("nibabel.global").setLevel(logging.ERROR)  # it remarks on every CIFTI header
 
 
 class _Lines(logging.Formatter):

@@ -46,8 +46,6 @@ _TRIALS_SHOWN = 12
 
 def report_participant(units: Sequence[Unit], session: Session, failures: Mapping[str, Exception]) -> None:
     """Write the report of the participant whose units these are, unless it shows these results already."""
-    from dnnbrain_app.reports.participant import ParticipantReport, render_participant
-
     participant = units[0].participant
     root = session.output
     status = [names.status_file(root, unit) for unit in units]
@@ -57,6 +55,8 @@ def report_participant(units: Sequence[Unit], session: Session, failures: Mappin
     ledger = Ledger(names.report_status(root, participant))
     if ledger.is_current("report", key):
         return
+    from dnnbrain_app.reports.participant import ParticipantReport, render_participant  # slow, and rarely needed
+
     start = time.monotonic()
     computed = [unit for unit, text in zip(units, done, strict=True) if text and unit.label not in failures]
     pages = tuple(describe_unit(unit, session) for unit in computed)

@@ -17,12 +17,11 @@ from dnnbrain_app.config import Config
 from dnnbrain_app.dataset.confounds import read_confounds
 from dnnbrain_app.dataset.images import read_bold
 from dnnbrain_app.derivatives import names, stores
-from dnnbrain_app.derivatives.files import write_table
 from dnnbrain_app.derivatives.ledger import digest_key, stamp
 from dnnbrain_app.derivatives.maps import read_maps, write_maps
 from dnnbrain_app.derivatives.matrices import write_rdms
 from dnnbrain_app.derivatives.sidecars import describe_map, describe_space, list_versions, make_uri
-from dnnbrain_app.derivatives.tables import read_trials, write_region_table, write_trials
+from dnnbrain_app.derivatives.tables import read_trials, write_design, write_region_table, write_trials
 from dnnbrain_app.errors import UsageError
 from dnnbrain_app.records import Activations, Array, Atlas, Betas, BrainSpace, EncodingScores, StimulusSet, Trials, Unit
 from dnnbrain_app.stimuli.images import read_image
@@ -125,9 +124,13 @@ def estimate_responses(unit: Unit, trials: Trials, space: BrainSpace, session: S
         own = trials.take(trials.run == number)
         events = build_design(own.onset, own.duration, run.frame_times, options.hrf)
         titles = [*(f"{name} @ {onset:g} s" for name, onset in zip(own.stimulus, own.onset, strict=True)), *columns]
-        table = {"frame_time": run.frame_times, **dict(zip(titles, np.c_[events, nuisance].T, strict=True))}
-        outputs.append(names.design_table(session.output, run))
-        write_table(outputs[-1], table)
+        matrix = dict(zip(titles, np.c_[events, nuisance].T, strict=True))
+        about = describe_map(
+            "Design matrix: a regressor for each trial (named by stimulus and onset), then the nuisance regressors",
+            [make_uri(file, session.roots) for file in (run.events, run.confounds) if file],
+            parameters=describe_parameters(options),
+        )
+        outputs += write_design(names.design_table(session.output, run), run.frame_times, matrix, about)
     labels = [f"{kept.stimulus[i]} {kept.run_labels[kept.run[i]]} {kept.repeat[i] + 1}" for i in range(len(kept))]
     about = describe_map(
         "Responses to single stimuli: betas of a general linear model, in the order of the table beside this file",
@@ -140,7 +143,7 @@ def estimate_responses(unit: Unit, trials: Trials, space: BrainSpace, session: S
         versions=list_versions(),
     )
     outputs += write_maps(names.beta_map(session.output, unit, options.model), data, labels, space, about)
-    return [*outputs, *write_trials(names.beta_trials(session.output, unit, options.model), kept)]
+    return [*outputs, *write_trials(names.beta_trials(session.output, unit, options.model), kept, about)]
 
 
 def read_responses(

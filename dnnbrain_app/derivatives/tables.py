@@ -14,9 +14,17 @@ from dnnbrain_app.derivatives.names import sidecar
 from dnnbrain_app.errors import InputOutputError, MissingInputError
 from dnnbrain_app.records import Array, Trials
 
+TRIAL_COLUMNS = {
+    "run": "Run of the trial",
+    "onset": "Seconds from the start of the run",
+    "duration": "Seconds",
+    "stimulus": "Stimulus shown, relative to the folder of the stimuli",
+    "repeat": "How many times it had been shown before",
+}
 
-def write_trials(path: Path, trials: Trials) -> list[Path]:
-    """Write what each row of the betas is: run, onset, duration, stimulus, repeat."""
+
+def write_trials(path: Path, trials: Trials, description: Mapping[str, Any]) -> list[Path]:
+    """Write what each row of the betas is; the sidecar is that of the betas, beside which the table lies."""
     table = {
         "run": [trials.run_labels[run] for run in trials.run],
         "onset": trials.onset,
@@ -25,7 +33,17 @@ def write_trials(path: Path, trials: Trials) -> list[Path]:
         "repeat": trials.repeat,
     }
     write_table(path, table)
-    return [path]
+    write_json(sidecar(path), {**description, **{name: {"Description": text} for name, text in TRIAL_COLUMNS.items()}})
+    return [path, sidecar(path)]
+
+
+def write_design(
+    path: Path, frame_times: Array, columns: Mapping[str, Array], description: Mapping[str, Any]
+) -> list[Path]:
+    """Write a run's design matrix, one row a volume, with a sidecar."""
+    write_table(path, {"frame_time": frame_times, **columns})
+    write_json(sidecar(path), {**description, "frame_time": {"Description": "Time that the volume represents, s"}})
+    return [path, sidecar(path)]
 
 
 def read_trials(path: Path) -> Trials:
