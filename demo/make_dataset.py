@@ -35,16 +35,23 @@ CATEGORIES = {
 }
 
 
+WINDOWS = [  # size, as a share of the shorter side, and place, from the left and from the top
+    *((0.6, x, y) for y in (0.0, 1.0) for x in (0.0, 1.0)),
+    *((0.6, x, 0.5) for x in (0.0, 1.0)),
+    (0.5, 0.5, 0.5),
+    (0.9, 0.5, 0.5),
+]
+
+
 def cut_photographs() -> dict[str, Image.Image]:
-    """Five square windows of each photograph: the corners and the centre, at 224 x 224 pixels."""
+    """Cut eight square windows from each photograph, at 224 x 224 pixels."""
     images = {}
     for name, category in CATEGORIES.items():
         pixels = load_sample_image(f"{name}.jpg") if name in ("china", "flower") else getattr(photographs, name)()
         photo = Image.fromarray(np.asarray(pixels)).convert("RGB")
-        side = int(0.7 * min(photo.size))
-        right, bottom = photo.width - side, photo.height - side
-        corners = [(0, 0), (right, 0), (0, bottom), (right, bottom), (right // 2, bottom // 2)]
-        for k, (x, y) in enumerate(corners, 1):
+        for k, (size, right, down) in enumerate(WINDOWS, 1):
+            side = int(size * min(photo.size))
+            x, y = int(right * (photo.width - side)), int(down * (photo.height - side))
             window = photo.crop((x, y, x + side, y + side)).resize((224, 224), Image.Resampling.LANCZOS)
             images[f"{category}/{name}{k}.png"] = window
     return images
@@ -53,9 +60,9 @@ def cut_photographs() -> dict[str, Image.Image]:
 def compute_kernels(images: dict[str, Image.Image]) -> dict[str, np.ndarray]:
     """Compute the Gram of each planted block for the images."""
     import torch
-    from dnnbrain_app.networks.sources import load_network
 
     from dnnbrain_app.networks.options import NetworkOptions
+    from dnnbrain_app.networks.sources import load_network
 
     network = load_network("efficientnet_lite0", NetworkOptions())
     batch = torch.stack([torch.as_tensor(network.transform(image)) for image in images.values()])
@@ -79,7 +86,9 @@ def main() -> None:
     images = cut_photographs()
     categories = [name.split("/")[0] for name in images]
     print(f"Simulating one participant who sees {len(images)} images in each of 4 runs ...", flush=True)
-    write_dataset(out, images, compute_kernels(images), ("fsaverage5",), Design(), {"category": categories})
+    write_dataset(
+        out, images, compute_kernels(images), ("fsaverage5",), Design(soa=3.0, snr=2.0), {"category": categories}
+    )
     print(f"Made {out}: real photographs, simulated BOLD", flush=True)
 
 

@@ -1,0 +1,146 @@
+"""Which stimuli are held out together."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from dnnbrain_app.errors import BadDataError, UnknownNameError, UsageError
+from dnnbrain_app.records import Array, Trials
+
+logger = logging.getLogger(__name__)
+
+SMALLEST_FOLD = 3  # the correlation of two points is always 1 or -1
+
+
+def make_folds(n: int, n_folds: int, rng: np.random.Generator, groups: Array | None = None) -> list[Array]:
+    """Divide stimuli at random into folds of nearly equal size.
+
+    Groups are shuffled and dealt, largest first, each to the fold that is smallest so far. Where ``n_folds`` would
+    leave a fold with fewer than three stimuli, or is more than the number of groups, fewer folds are made.
+
+    Parameters
+    ----------
+    n : int
+        Number of stimuli.
+    n_folds : int
+        Number of folds wanted, 2 or more.
+    rng : numpy.random.Generator
+        Shuffles.
+    groups : array of shape (n,), optional
+        Stimuli with the same value stay in one fold. Default: each stimulus is a group.
+
+    Returns
+    -------
+    list of array of int
+        The sorted rows of each fold; every row is in exactly one.
+
+    Raises
+    ------
+    UsageError
+        For fewer than two folds.
+    BadDataError
+        For fewer than two groups, or stimuli too few for two folds of three.
+    """
+    if n_folds < 2:
+        raise UsageError(f"{n_folds} fold(s) asked for; cross-validation needs at least 2")
+    _, members = np.unique(np.arange(n) if groups is None else groups, return_inverse=True)
+    sizes = np.bincount(members)
+    if len(sizes) < 2:
+        raise BadDataError(
+            f"the {n} stimuli form {len(sizes)} group(s); at least 2 are needed, one to train and one to test"
+        )
+    shuffled = rng.permutation(len(sizes))
+    shuffled = shuffled[np.argsort(-sizes[shuffled], kind="stable")]
+    for count in range(min(n_folds, len(sizes), max(n // SMALLEST_FOLD, 2)), 1, -1):
+        fold_of_group, fold_sizes = _deal(sizes, shuffled, count)
+        if fold_sizes.min() >= SMALLEST_FOLD:
+            if count < n_folds:
+                logger.warning(
+                    "%d folds instead of %d: %d stimuli in %d groups allow no more", count, n_folds, n, len(sizes)
+                )
+            return [np.flatnonzero(fold_of_group[members] == fold) for fold in range(count)]
+    raise BadDataError(
+        f"{n} stimuli in {len(sizes)} groups are too few for 2 folds of at least {SMALLEST_FOLD} stimuli"
+    )
+
+
+def _deal(sizes: Array, order: Array, count: int) -> tuple[Array, Array]:
+    """Give each group, in order, to the smallest of ``count`` folds; return the fold of each group, and the sizes."""
+    fold_of_group = np.empty(len(sizes), dtype=int)
+    fold_sizes = np.zeros(count, dtype=int)
+    for group in order:
+        fold = fold_sizes.argmin()
+        fold_of_group[group] = fold
+        fold_sizes[fold] += sizes[group]
+    return fold_of_group, fold_sizes
+
+
+def group_stimuli(trials: Trials, stimuli: Sequence[str], by: str, attributes: Mapping[str, Array]) -> Array | None:
+    """Say which stimuli must be held out together.
+
+    By ``run`` or ``session``, stimuli that were shown in one run (session) form a group; a stimulus that was shown in
+    two merges their groups, so that training and test sets share neither a stimulus nor a run.
+
+    Parameters
+    ----------
+    trials : Trials
+        All presentations.
+    stimuli : sequence of str, length n_stimuli
+        The stimuli that are modelled.
+    by : str
+        ``stimulus``, ``run``, ``session``, or a column of the attributes.
+    attributes : mapping of str to array of shape (n_stimuli,)
+        Columns of ``stimuli.tsv``.
+
+    Returns
+    -------
+    array of int, shape (n_stimuli,), or None
+        The group of each stimulus; None where each is its own.
+
+    Raises
+    ------
+    UnknownNameError
+        ``by`` is no column.
+    BadDataError
+        The runs (sessions) cannot be told apart, or all hang together by stimuli that repeat.
+    """
+    if by == "stimulus":
+        return None
+    if by not in ("run", "session"):
+        if by not in attributes:
+            raise UnknownNameError("grouping of folds", by, ("stimulus", "run", "session", *attributes))
+        return np.unique(np.asarray(attributes[by], dtype=str), return_inverse=True)[1]
+    row_of = {name: row for row, name in enumerate(stimuli)}
+    shown = np.array([name in row_of for name in trials.stimulus], dtype=bool)
+    rows = np.array([row_of[name] for name in trials.stimulus[shown]], dtype=int)
+    blocks = (trials.run if by == "run" else _number_sessions(trials.run_labels)[trials.run])[shown]
+    if len(np.unique(blocks)) < 2:
+        raise BadDataError(
+            f"all stimuli were shown in one {by}, which leaves no other to test on; use folds_by=stimulus"
+        )
+    n_blocks = int(blocks.max()) + 1
+    n_nodes = n_blocks + len(stimuli)
+    graph = coo_array((np.ones(len(rows)), (blocks, rows + n_blocks)), shape=(n_nodes, n_nodes))
+    groups = connected_components(graph, directed=False)[1][n_blocks:]
+    if len(np.unique(groups)) < 2:
+        raise BadDataError(
+            f"stimuli repeat across {by}s, so that no {by} can be held out without its stimuli; use folds_by=stimulus"
+        )
+    return np.asarray(groups)
+
+
+def _number_sessions(run_labels: Sequence[str]) -> Array:
+    """Give each run the number of its session."""
+    found = [re.search(r"(?:^|_)ses-([^_]+)", label) for label in run_labels]
+    without = [label for label, match in zip(run_labels, found, strict=True) if match is None]
+    if without:
+        raise BadDataError(
+            f"folds_by=session, but {without[0]} names no session (ses-<label>); use folds_by=run or stimulus"
+        )
+    return np.unique([match[1] for match in found if match], return_inverse=True)[1]

@@ -1,0 +1,100 @@
+"""What was found, in a row a region and a sentence a network, and what must be known before it is believed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dnnbrain_app.records import Array
+from dnnbrain_app.reports.contents import NetworkReport, UnitReport, find_best
+from dnnbrain_app.reports.maps import colour_layers, write_hex
+
+EDGE = 0.05  # share of voxels with a penalty on the edge of the grid that deserves a warning
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """The best layer of a region, by one analysis."""
+
+    layer: str
+    number: int
+    n_layers: int
+    score: float
+    colour: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One row of the summary."""
+
+    region: str
+    network: str
+    encoding: Peak | None
+    rsa: Peak | None
+
+
+def find_peaks(network: NetworkReport, comparison: str) -> list[Finding]:
+    """Find the best layer of each region, by encoding and by the given comparison of RDMs."""
+    palette = colour_layers(len(network.layers))
+
+    def peak(regions: tuple[str, ...], scores: Array | None, region: str) -> Peak | None:
+        if scores is None or region not in regions:
+            return None
+        column = scores[:, regions.index(region)]
+        best = find_best(column)
+        if best is None:
+            return None
+        return Peak(network.layers[best], best + 1, len(network.layers), float(column[best]), write_hex(palette[best]))
+
+    rsa = network.rsa
+    similarity = rsa.similarity.get(comparison) if rsa else None
+    names = dict.fromkeys([*network.regions, *(rsa.regions if rsa else ())])
+    return [
+        Finding(
+            region,
+            network.network,
+            peak(network.regions, network.region_r, region),
+            peak(rsa.regions if rsa else (), similarity, region),
+        )
+        for region in names
+    ]
+
+
+def tell_findings(findings: tuple[Finding, ...], comparison: str) -> str:
+    """Say in one sentence a network where the regions with the highest scores peak."""
+    told = []
+    for network in dict.fromkeys(finding.network for finding in findings):
+        rows = [f for f in findings if f.network == network]
+        has_encoding = any(f.encoding for f in rows)
+        measure = "r" if has_encoding else comparison
+        peaks = [(f.region, f.encoding if has_encoding else f.rsa) for f in rows]
+        known = sorted(((region, peak) for region, peak in peaks if peak), key=lambda known: -known[1].score)[:4]
+        known.sort(key=lambda known: known[1].number)
+        places = [
+            f"{region} {'' if i else 'is best explained '}by {peak.layer} ({measure} = {peak.score:.2f})"
+            for i, (region, peak) in enumerate(known)
+        ]
+        if known:
+            listed = " and ".join([*([", ".join(places[:-1])] if places[1:] else []), places[-1]])
+            told.append(f"Of the {known[0][1].n_layers} layers of {network}, {listed}.")
+    return " ".join(told)
+
+
+def warn_reader(unit: UnitReport) -> list[str]:
+    """Warn where nothing was found, and where the grid of ridge penalties was too short."""
+    warnings = []
+    for scores in (network.encoding for network in unit.networks if network.encoding is not None):
+        if not np.any(scores.best_layer):
+            warnings.append(f"{scores.network}: no voxel is predicted significantly by any layer.")
+        edges = [
+            (layer, share) for layer, share in zip(scores.layers, scores.edge_fraction, strict=True) if share > EDGE
+        ]
+        if edges:
+            layer, share = max(edges, key=lambda edge: edge[1])
+            warnings.append(
+                f"{scores.network}: in {len(edges)} of {len(scores.layers)} layers more than {100 * EDGE:.0f} % of the "
+                f"well-predicted voxels have a ridge penalty on the edge of the grid (most in {layer}: "
+                f"{100 * share:.0f} %). Widen alpha_min and alpha_max."
+            )
+    return warnings

@@ -1,0 +1,194 @@
+"""The figures of a unit, gathered for its part of the page and kept as files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from dnnbrain_app.records import Array, Rdm
+from dnnbrain_app.reports.contents import NetworkReport, UnitReport, find_best
+from dnnbrain_app.reports.findings import Finding, find_peaks, tell_findings, warn_reader
+from dnnbrain_app.reports.maps import BrainMap, draw_maps
+from dnnbrain_app.reports.matrices import choose_grouping, draw_design, draw_rdm
+from dnnbrain_app.reports.profiles import draw_profile
+from dnnbrain_app.reports.vector import Drawing
+
+COMPARISONS = {"pearson": "Pearson r", "spearman": "Spearman ρ", "rho-a": "ρₐ"}
+ELEMENTS = {"cifti": "grayordinates", "gifti": "vertices", "nifti": "voxels"}
+_MAX_REGIONS = 6  # whose RDMs are drawn
+
+
+def space_thousands(n: int) -> str:
+    """Write a number with a thin space every three digits."""
+    return f"{n:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class UnitPage:
+    """A unit with its figures."""
+
+    report: UnitReport
+    anchor: str
+    findings: tuple[Finding, ...]
+    headline: str
+    comparison: str
+    profiles: tuple[tuple[str, str, Drawing], ...]
+    maps: Mapping[str, tuple[BrainMap, BrainMap]]
+    rdms: tuple[tuple[str, list[tuple[str, Drawing]]], ...]
+    n_regions_left_out: int
+    grouping: str
+    design: Drawing | None
+    warnings: tuple[str, ...]
+
+    def caption_map(self, brain: BrainMap, colour: str) -> str:
+        """Say what the colours are, what is grey, and on what it is drawn."""
+        space = self.report.space
+        share = 100 * brain.n_shown / max(space.n_voxels, 1)
+        grey = (
+            "Grey: no layer predicts the voxel (not significant), or no data."
+            if brain.n_shown
+            else ("No voxel is predicted significantly by any layer: all is grey.")
+        )
+        drawn = []
+        if brain.surfaces:
+            names = ", ".join(dict.fromkeys(mesh.name for mesh in self.report.meshes.values()))
+            drawn.append(f"Drawn on {names}; a pixel has the value of its nearest vertex.")
+        if brain.slices:
+            behind = "their mean image" if self.report.background is not None else "a plain grey"
+            drawn.append(
+                f"Axial slices of the {'subcortical ' if brain.surfaces else ''}voxels over {behind}; left is left."
+            )
+        return " ".join(
+            [
+                colour,
+                f"{share:.1f} % of {space_thousands(space.n_voxels)} {ELEMENTS[space.format]} are coloured.",
+                grey,
+                *drawn,
+            ]
+        )
+
+
+def draw_unit(unit: UnitReport, anchor: str, figures: dict[str, bytes]) -> UnitPage:
+    """Draw all figures of a unit; each is also put among the `figures`, by file name."""
+    stem = re.sub(r"[^A-Za-z0-9_+-]", "", unit.unit.label)
+    keep = _Keeper(stem, figures)
+    comparison = _choose_comparison(unit)
+    profiles = [
+        (
+            network.network,
+            kind,
+            keep(
+                f"model-{_clean(network.network)}_desc-{'' if kind == 'encoding' else 'rsa'}{_clean(kind)}profile",
+                drawing,
+            ),
+        )
+        for network in unit.networks
+        for kind, drawing in _draw_profiles(stem, network)
+    ]
+    maps = draw_maps(unit)
+    for network, (best, score) in maps.items():
+        if best.panels:
+            keep.picture(
+                f"model-{_clean(network)}_stat-bestlayer", best.compose(f"{unit.unit.label}: best layer of {network}")
+            )
+            keep.picture(f"model-{_clean(network)}_stat-r", score.compose(f"{unit.unit.label}: score of {network}"))
+    regions = _choose_regions(unit, comparison)
+    grouping = choose_grouping(unit.attributes, unit.n_stimuli)
+    groups = grouping[1] if grouping else None
+    rdms = tuple((region.name, _draw_rdms(unit, region, comparison, groups, keep)) for region in regions)
+    design = keep("desc-design", draw_design(f"{stem}-design", unit.design)) if unit.design is not None else None
+    findings = tuple(finding for network in unit.networks for finding in find_peaks(network, comparison))
+    return UnitPage(
+        report=unit,
+        anchor=anchor,
+        findings=findings,
+        headline=tell_findings(findings, COMPARISONS.get(comparison, comparison)),
+        comparison=comparison,
+        profiles=tuple(profiles),
+        maps=maps,
+        rdms=rdms,
+        n_regions_left_out=len(unit.region_rdms) - len(regions),
+        grouping=grouping[0] if grouping else "",
+        design=design,
+        warnings=(*unit.warnings, *warn_reader(unit)),
+    )
+
+
+class _Keeper:
+    """Puts each figure also among the files."""
+
+    def __init__(self, stem: str, figures: dict[str, bytes]) -> None:
+        self.stem, self.figures = stem, figures
+
+    def __call__(self, name: str, drawing: Drawing) -> Drawing:
+        self.figures[f"{self.name(name)}.svg"] = drawing.file
+        return drawing
+
+    def picture(self, name: str, png: bytes) -> None:
+        self.figures[f"{self.name(name)}.png"] = png
+
+    def name(self, name: str) -> str:
+        """File name without extension; numbered where there is one already (regions that differ in signs only)."""
+        numbered = (f"{self.stem}_{name}{'' if n == 1 else n}" for n in range(1, 10_000))
+        return next(stem for stem in numbered if not {f"{stem}.svg", f"{stem}.png"} & self.figures.keys())
+
+
+def _clean(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]", "", name)
+
+
+def _draw_profiles(stem: str, network: NetworkReport) -> list[tuple[str, Drawing]]:
+    drawn = []
+    if network.region_r is not None and network.regions:
+        name = f"{stem}-{network.network}-encoding"
+        label = "Encoding score (mean Pearson r)"
+        drawn.append(("encoding", draw_profile(name, network.layers, network.regions, network.region_r, label)))
+    if network.rsa is not None and network.rsa.regions:
+        for comparison, similarity in network.rsa.similarity.items():
+            name = f"{stem}-{network.network}-rsa-{comparison}"
+            label = f"RSA similarity ({COMPARISONS.get(comparison, comparison)})"
+            drawn.append((comparison, draw_profile(name, network.rsa.layers, network.rsa.regions, similarity, label)))
+    return drawn
+
+
+def _choose_comparison(unit: UnitReport) -> str:
+    """Choose the comparison that the summary tells: the last one of those computed, rho-a by default."""
+    names = [name for network in unit.networks if network.rsa for name in network.rsa.similarity]
+    return "rho-a" if "rho-a" in names else (names[-1] if names else "")
+
+
+def _choose_regions(unit: UnitReport, comparison: str) -> tuple[Rdm, ...]:
+    """Choose the regions whose RDMs are drawn: those that agree best with any layer."""
+    if len(unit.region_rdms) <= _MAX_REGIONS:
+        return unit.region_rdms
+    highest = dict.fromkeys((rdm.name for rdm in unit.region_rdms), -np.inf)
+    for rsa in (network.rsa for network in unit.networks if network.rsa and comparison in network.rsa.similarity):
+        for region, column in zip(rsa.regions, rsa.similarity[comparison].T, strict=True):
+            best = find_best(column)
+            if best is not None and region in highest:
+                highest[region] = max(highest[region], column[best])
+    kept = sorted(highest, key=lambda name: -highest[name])[:_MAX_REGIONS]
+    return tuple(rdm for rdm in unit.region_rdms if rdm.name in kept)
+
+
+def _draw_rdms(
+    unit: UnitReport, region: Rdm, comparison: str, groups: Array | None, keep: _Keeper
+) -> list[tuple[str, Drawing]]:
+    """Draw the region's RDM, and beside it that of the layer most similar to it, for each network."""
+    name = f"desc-rdm{_clean(region.name)}"
+    drawn = [("Region", keep(name, draw_rdm(keep.name(name), region, groups)))]
+    for network in unit.networks:
+        rsa = network.rsa
+        if rsa is None or comparison not in rsa.similarity or region.name not in rsa.regions:
+            continue
+        similarity = rsa.similarity[comparison][:, rsa.regions.index(region.name)]
+        best = find_best(similarity)
+        rdm = None if best is None else next((r for r in network.layer_rdms if r.name == rsa.layers[best]), None)
+        if rdm is not None:
+            role = f"{network.network}, {COMPARISONS.get(comparison, comparison)} = {similarity[best]:.3f}"
+            beside = f"model-{_clean(network.network)}_{name}best"
+            drawn.append((role, keep(beside, draw_rdm(keep.name(beside), rdm, groups))))
+    return drawn

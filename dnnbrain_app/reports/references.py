@@ -1,0 +1,235 @@
+"""The works that a methods text may have to cite."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """One work.
+
+    Parameters
+    ----------
+    short : str
+        As cited in the text.
+    full : str
+        As listed, without the link.
+    link : str
+        Of the DOI or the preprint.
+    """
+
+    short: str
+    full: str
+    link: str
+
+
+def _doi(short: str, full: str, doi: str) -> Reference:
+    return Reference(short, full, f"https://doi.org/{doi}")
+
+
+def _arxiv(short: str, full: str, number: str) -> Reference:
+    return Reference(short, full, f"https://arxiv.org/abs/{number}")
+
+
+REFERENCES: dict[str, Reference] = {
+    "dnnbrain": _doi(
+        "Chen et al., 2020",
+        "Chen X., Zhou M., Gong Z., Xu W., Liu X., Huang T., Zhen Z. & Liu J. (2020). DNNBrain: a unifying "
+        "toolbox for mapping deep neural networks and brains. Frontiers in Computational Neuroscience 14, "
+        "580632.",
+        "10.3389/fncom.2020.580632",
+    ),
+    "bids": _doi(
+        "Gorgolewski et al., 2016",
+        "Gorgolewski K. J. et al. (2016). The brain imaging data structure, a format for organizing and "
+        "describing outputs of neuroimaging experiments. Scientific Data 3, 160044.",
+        "10.1038/sdata.2016.44",
+    ),
+    "bidsapps": _doi(
+        "Gorgolewski et al., 2017",
+        "Gorgolewski K. J. et al. (2017). BIDS Apps: improving ease of use, accessibility, and "
+        "reproducibility of neuroimaging data analysis methods. PLoS Computational Biology 13, e1005209.",
+        "10.1371/journal.pcbi.1005209",
+    ),
+    "fmriprep": _doi(
+        "Esteban et al., 2019",
+        "Esteban O. et al. (2019). fMRIPrep: a robust preprocessing pipeline for functional MRI. Nature "
+        "Methods 16, 111–116.",
+        "10.1038/s41592-018-0235-4",
+    ),
+    "nilearn": _doi(
+        "Abraham et al., 2014",
+        "Abraham A. et al. (2014). Machine learning for neuroimaging with scikit-learn. Frontiers in "
+        "Neuroinformatics 8, 14.",
+        "10.3389/fninf.2014.00014",
+    ),
+    "nibabel": _doi(
+        "Brett et al.",
+        "Brett M. et al. NiBabel: access a cacophony of neuro-imaging file formats. Zenodo.",
+        "10.5281/zenodo.591597",
+    ),
+    "torch": _arxiv(
+        "Paszke et al., 2019",
+        "Paszke A. et al. (2019). PyTorch: an imperative style, high-performance deep learning library. "
+        "Advances in Neural Information Processing Systems 32.",
+        "1912.01703",
+    ),
+    "torchvision": _doi(
+        "Marcel & Rodriguez, 2010",
+        "Marcel S. & Rodriguez Y. (2010). Torchvision the machine-vision package of Torch. Proceedings of the "
+        "18th ACM International Conference on Multimedia, 1485–1488.",
+        "10.1145/1873951.1874254",
+    ),
+    "lss": _doi(
+        "Mumford et al., 2012",
+        "Mumford J. A., Turner B. O., Ashby F. G. & Poldrack R. A. (2012). Deconvolving BOLD activation in "
+        "event-related designs for multivoxel pattern classification analyses. NeuroImage 59, 2636–2643.",
+        "10.1016/j.neuroimage.2011.08.076",
+    ),
+    "glover": _doi(
+        "Glover, 1999",
+        "Glover G. H. (1999). Deconvolution of impulse response in event-related BOLD fMRI. NeuroImage 9, 416–429.",
+        "10.1006/nimg.1998.0419",
+    ),
+    "friston24": _doi(
+        "Friston et al., 1996",
+        "Friston K. J., Williams S., Howard R., Frackowiak R. S. J. & Turner R. (1996). Movement-related "
+        "effects in fMRI time-series. Magnetic Resonance in Medicine 35, 346–355.",
+        "10.1002/mrm.1910350312",
+    ),
+    "compcor": _doi(
+        "Behzadi et al., 2007",
+        "Behzadi Y., Restom K., Liau J. & Liu T. T. (2007). A component based noise correction method "
+        "(CompCor) for BOLD and perfusion based fMRI. NeuroImage 37, 90–101.",
+        "10.1016/j.neuroimage.2007.04.042",
+    ),
+    "gcv": _doi(
+        "Golub et al., 1979",
+        "Golub G. H., Heath M. & Wahba G. (1979). Generalized cross-validation as a method for choosing a "
+        "good ridge parameter. Technometrics 21, 215–223.",
+        "10.1080/00401706.1979.10489751",
+    ),
+    "fdr": _doi(
+        "Benjamini & Hochberg, 1995",
+        "Benjamini Y. & Hochberg Y. (1995). Controlling the false discovery rate: a practical and powerful "
+        "approach to multiple testing. Journal of the Royal Statistical Society B 57, 289–300.",
+        "10.1111/j.2517-6161.1995.tb02031.x",
+    ),
+    "rsa": _doi(
+        "Kriegeskorte et al., 2008",
+        "Kriegeskorte N., Mur M. & Bandettini P. (2008). Representational similarity analysis: connecting the "
+        "branches of systems neuroscience. Frontiers in Systems Neuroscience 2, 4.",
+        "10.3389/neuro.06.004.2008",
+    ),
+    "rhoa": _doi(
+        "Schütt et al., 2023",
+        "Schütt H. H., Kipnis A. D., Diedrichsen J. & Kriegeskorte N. (2023). Statistical inference on "
+        "representational geometries. eLife 12, e82566.",
+        "10.7554/eLife.82566",
+    ),
+    "mmp": _doi(
+        "Glasser et al., 2016",
+        "Glasser M. F. et al. (2016). A multi-modal parcellation of human cerebral cortex. Nature 536, 171–178.",
+        "10.1038/nature18933",
+    ),
+}
+
+# By the beginning of the network's name; the longest that fits counts.
+NETWORK_REFERENCES: dict[str, Reference] = {
+    "efficientnet": _arxiv(
+        "Tan & Le, 2019",
+        "Tan M. & Le Q. V. (2019). EfficientNet: rethinking model scaling for convolutional neural networks. "
+        "Proceedings of the 36th International Conference on Machine Learning.",
+        "1905.11946",
+    ),
+    "efficientnet_v2": _arxiv(
+        "Tan & Le, 2021",
+        "Tan M. & Le Q. V. (2021). EfficientNetV2: smaller models and faster training. Proceedings of the "
+        "38th International Conference on Machine Learning.",
+        "2104.00298",
+    ),
+    "alexnet": _arxiv(
+        "Krizhevsky, 2014",
+        "Krizhevsky A. (2014). One weird trick for parallelizing convolutional neural networks.",
+        "1404.5997",
+    ),
+    "vgg": _arxiv(
+        "Simonyan & Zisserman, 2015",
+        "Simonyan K. & Zisserman A. (2015). Very deep convolutional networks for large-scale image "
+        "recognition. International Conference on Learning Representations.",
+        "1409.1556",
+    ),
+    "resnet": _arxiv(
+        "He et al., 2016",
+        "He K., Zhang X., Ren S. & Sun J. (2016). Deep residual learning for image recognition. IEEE "
+        "Conference on Computer Vision and Pattern Recognition.",
+        "1512.03385",
+    ),
+    "resnext": _arxiv(
+        "Xie et al., 2017",
+        "Xie S., Girshick R., Dollár P., Tu Z. & He K. (2017). Aggregated residual transformations for deep "
+        "neural networks. IEEE Conference on Computer Vision and Pattern Recognition.",
+        "1611.05431",
+    ),
+    "googlenet": _arxiv(
+        "Szegedy et al., 2015",
+        "Szegedy C. et al. (2015). Going deeper with convolutions. IEEE Conference on Computer Vision and "
+        "Pattern Recognition.",
+        "1409.4842",
+    ),
+    "inception_v3": _arxiv(
+        "Szegedy et al., 2016",
+        "Szegedy C., Vanhoucke V., Ioffe S., Shlens J. & Wojna Z. (2016). Rethinking the Inception "
+        "architecture for computer vision. IEEE Conference on Computer Vision and Pattern Recognition.",
+        "1512.00567",
+    ),
+    "densenet": _arxiv(
+        "Huang et al., 2017",
+        "Huang G., Liu Z., van der Maaten L. & Weinberger K. Q. (2017). Densely connected convolutional "
+        "networks. IEEE Conference on Computer Vision and Pattern Recognition.",
+        "1608.06993",
+    ),
+    "mobilenet_v2": _arxiv(
+        "Sandler et al., 2018",
+        "Sandler M., Howard A., Zhu M., Zhmoginov A. & Chen L.-C. (2018). MobileNetV2: inverted residuals and "
+        "linear bottlenecks. IEEE Conference on Computer Vision and Pattern Recognition.",
+        "1801.04381",
+    ),
+    "mobilenet_v3": _arxiv(
+        "Howard et al., 2019",
+        "Howard A. et al. (2019). Searching for MobileNetV3. IEEE International Conference on Computer Vision.",
+        "1905.02244",
+    ),
+    "convnext": _arxiv(
+        "Liu et al., 2022",
+        "Liu Z., Mao H., Wu C.-Y., Feichtenhofer C., Darrell T. & Xie S. (2022). A ConvNet for the 2020s. "
+        "IEEE Conference on Computer Vision and Pattern Recognition.",
+        "2201.03545",
+    ),
+    "vit_": _arxiv(
+        "Dosovitskiy et al., 2021",
+        "Dosovitskiy A. et al. (2021). An image is worth 16x16 words: transformers for image recognition at "
+        "scale. International Conference on Learning Representations.",
+        "2010.11929",
+    ),
+    "squeezenet": _arxiv(
+        "Iandola et al., 2016",
+        "Iandola F. N. et al. (2016). SqueezeNet: AlexNet-level accuracy with 50x fewer parameters and <0.5MB "
+        "model size.",
+        "1602.07360",
+    ),
+}
+
+HCP_ACKNOWLEDGMENT = (
+    "Surfaces or parcels of the Human Connectome Project were used: data were provided in part by the Human Connectome "
+    "Project, WU-Minn Consortium (Principal Investigators: David Van Essen and Kamil Ugurbil; 1U54MH091657) funded by "
+    "the 16 NIH Institutes and Centers that support the NIH Blueprint for Neuroscience Research; and by the McDonnell "
+    "Center for Systems Neuroscience at Washington University."
+)
+
+
+def find_network_reference(name: str) -> Reference | None:
+    """Find the paper of a network by its name; None where it is not known."""
+    fitting = [prefix for prefix in NETWORK_REFERENCES if name.lower().startswith(prefix)]
+    return NETWORK_REFERENCES[max(fitting, key=len)] if fitting else None

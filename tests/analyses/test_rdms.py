@@ -1,0 +1,97 @@
+import logging
+
+import numpy as np
+import pytest
+from scipy.spatial.distance import pdist
+
+from dnnbrain_app.analyses import rdms
+from dnnbrain_app.analyses.rdms import compute_layer_rdm, compute_rdm
+from dnnbrain_app.errors import BadDataError, UnknownNameError
+from dnnbrain_app.records import Gram
+
+ITEMS = tuple(f"image{i}" for i in range(12))
+
+
+def _gram(X) -> Gram:
+    return Gram("conv1", X.shape[1:], 0, X.reshape(len(X), -1) @ X.reshape(len(X), -1).T, X.reshape(len(X), -1).sum(1))
+
+
+@pytest.mark.parametrize("offset", [0, 100])
+def test_correlation_distance_agrees_with_scipy(rng, offset):
+    X = rng.standard_normal((12, 40)) + offset
+    rdm = compute_rdm(X, ITEMS, "V1")
+    np.testing.assert_allclose(rdm.dissimilarities, pdist(X, "correlation"), atol=1e-11)
+    assert (rdm.name, rdm.items, rdm.metric) == ("V1", ITEMS, "correlation")
+
+
+def test_single_precision_is_exact_enough(rng, monkeypatch):
+    monkeypatch.setattr(rdms, "DOUBLE_PRECISION_COST", 0)
+    X = (np.maximum(rng.standard_normal((12, 3000)), 0) + 3).astype(np.float32)
+    rdm = compute_rdm(X, ITEMS, "V1")
+    np.testing.assert_allclose(rdm.dissimilarities, pdist(X.astype(float), "correlation"), atol=2e-6)
+    assert rdm.dissimilarities.dtype == np.float64
+
+
+def test_recovers_categories_and_finds_none_in_noise(rng):
+    category = np.repeat([0, 1], 6)
+    different = pdist(category[:, None]) > 0
+    noise = rng.standard_normal((12, 500))
+    planted = compute_rdm(rng.standard_normal((2, 500))[category] + noise, ITEMS, "IT").dissimilarities
+    assert planted[different].min() > planted[~different].max()
+    none = compute_rdm(noise, ITEMS, "IT").dissimilarities
+    assert abs(none.mean() - 1) < 0.03
+    assert abs(none[different].mean() - none[~different].mean()) < 0.05
+
+
+def test_voxels_without_signal_are_left_out(rng, caplog):
+    X = rng.standard_normal((12, 40))
+    holes = X.copy()
+    holes[3, 7], holes[4, 9] = np.nan, np.inf
+    with caplog.at_level(logging.INFO):
+        rdm = compute_rdm(holes, ITEMS, "V1")
+    assert "region V1: 2 of 40 voxels" in caplog.text
+    expected = pdist(np.delete(X, [7, 9], axis=1), "correlation")
+    np.testing.assert_allclose(rdm.dissimilarities, expected, atol=1e-12)
+
+
+def test_equal_and_opposite_patterns_are_at_the_ends(rng):
+    a, b = rng.standard_normal((2, 50)).astype(np.float32)
+    d = compute_rdm(np.array([a, 2 * a + 1, -a, b]), ITEMS[:4], "V1").dissimilarities
+    np.testing.assert_allclose(d[:2], [0, 2], atol=1e-6)
+    assert d.min() >= 0
+    assert d.max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda X: X[:, :1], "region V1: 1 voxel"),
+        (lambda X: X * np.where(np.arange(12) == 4, 0, 1)[:, None], "region V1: the pattern of image4 is constant"),
+        (lambda X: np.where(np.arange(12)[:, None] == 4, 1 / 3, X), "region V1: the pattern of image4 is constant"),
+        (lambda X: X * np.nan, "region V1: 0 voxel"),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_patterns_without_correlation(rng, change, words, dtype):
+    with pytest.raises(BadDataError, match=words):
+        compute_rdm(change(rng.standard_normal((12, 40))).astype(dtype), ITEMS, "V1")
+
+
+def test_unknown_metric(rng):
+    with pytest.raises(UnknownNameError, match="did you mean 'correlation'"):
+        compute_rdm(rng.standard_normal((12, 40)), ITEMS, "V1", "correlatoin")
+
+
+def test_layer_rdm_is_that_of_the_activations(rng):
+    X = np.maximum(rng.standard_normal((12, 8, 5, 5)) + 0.5, 0)
+    rdm = compute_layer_rdm(_gram(X), ITEMS)
+    np.testing.assert_allclose(rdm.dissimilarities, pdist(X.reshape(12, -1), "correlation"), atol=1e-12)
+    assert (rdm.name, rdm.items) == ("conv1", ITEMS)
+
+
+@pytest.mark.parametrize("value", [0, 1 / 3])
+def test_a_stimulus_that_activates_all_units_alike_is_named(rng, value):
+    X = rng.standard_normal((12, 100))
+    X[2] = value
+    with pytest.raises(BadDataError, match="layer conv1: the pattern of image2 is constant"):
+        compute_layer_rdm(_gram(X), ITEMS)
