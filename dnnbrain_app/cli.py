@@ -108,7 +108,8 @@ class BidsAppCommand(click.Command):
 def repeat_flags(args: Sequence[str], many: set[str]) -> list[str]:
     """Turn ``--flag A B`` into ``--flag A --flag B`` for every flag that takes a list.
 
-    A list ends at the next flag, at the name of a level, or, after its first value, at what looks like a path.
+    A list ends at the next flag, at the name of a level, or, while the level is to come, after its first value at what
+    looks like a path.
 
     Examples
     --------
@@ -116,21 +117,19 @@ def repeat_flags(args: Sequence[str], many: set[str]) -> list[str]:
     ['--participant-label', '01', '--participant-label', '02', '/data', '/out', 'participant']
     """
     out: list[str] = []
-    flag, taken = None, 0
-    for token in args:
-        if token.startswith("-"):
-            flag, taken = (token if token in many else None), 0
-            if flag is None:
-                out.append(token)
-            continue
-        if flag and token not in LEVELS and not (taken and "/" in token and "=" not in token):
+    flag, taken, placed = "", 0, False
+    for token in [*args, "--"]:  # the end of the list is the end of the last flag
+        ends = token.startswith("-") or token in LEVELS
+        if flag and not ends and (placed or not taken or "/" not in token or "=" in token):
             out += [flag, token]
             taken += 1
-        else:
-            out += [flag] if flag and not taken else []  # a flag without a value: click says so
-            out.append(token)
-            flag = None
-    return out + ([flag] if flag and not taken else [])
+            continue
+        if flag and not taken:
+            raise UsageError(f"{flag} needs a value")
+        placed = placed or token in LEVELS
+        flag, taken = (token if token in many else ""), 0
+        out += [] if flag else [token]
+    return out[:-1]
 
 
 def _option(flag: Flag) -> Callable[[Any], Any]:
@@ -156,7 +155,11 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@click.command(cls=BidsAppCommand, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.command(
+    cls=BidsAppCommand,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Example: dnnbrain /data /out participant --participant-label 01 02 --network efficientnet_lite0",
+)
 @click.argument("bids_dir", type=click.Path(path_type=Path), required=False)
 @click.argument("output_dir", type=click.Path(path_type=Path), required=False)
 @click.argument("analysis_level", type=click.Choice(LEVELS), required=False)
@@ -176,12 +179,9 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("-q", "--quiet", is_flag=True, help="Say only what went wrong.")
 @click.version_option(__version__, "--version", prog_name="dnnbrain")
 def command(**given: Any) -> int:
-    r"""Map deep neural networks to brains.
+    """Map deep neural networks to brains.
 
     BIDS_DIR is the raw dataset (read only), OUTPUT_DIR the derivative to write, ANALYSIS_LEVEL is participant.
-
-    \b
-    Example: dnnbrain /data /out participant --participant-label 01 02 --network efficientnet_lite0
     """
     set_up_logging(given["verbose"], quiet=given["quiet"])
     places = [given[name] for name in ("bids_dir", "output_dir", "analysis_level")]

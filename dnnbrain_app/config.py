@@ -7,6 +7,7 @@ the TOML reader, the saved configuration and the reference page are all made fro
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 import tomllib
@@ -21,7 +22,6 @@ from dnnbrain_app.analyses.options import EncodingOptions, RsaOptions
 from dnnbrain_app.dataset.options import DatasetOptions
 from dnnbrain_app.errors import MissingInputError, UnknownNameError, UsageError
 from dnnbrain_app.networks.options import NetworkOptions
-from dnnbrain_app.reports.options import ReportOptions
 from dnnbrain_app.responses.options import ResponseOptions
 from dnnbrain_app.stimuli.options import StimuliOptions
 
@@ -83,7 +83,6 @@ class Config:
     responses: ResponseOptions = field(default_factory=ResponseOptions)
     encoding: EncodingOptions = field(default_factory=EncodingOptions)
     rsa: RsaOptions = field(default_factory=RsaOptions)
-    reports: ReportOptions = field(default_factory=ReportOptions)
     run: RunOptions = field(default_factory=RunOptions)
 
 
@@ -94,7 +93,6 @@ SECTIONS: dict[str, type] = {
     "responses": ResponseOptions,
     "encoding": EncodingOptions,
     "rsa": RsaOptions,
-    "reports": ReportOptions,
     "run": RunOptions,
 }
 
@@ -108,13 +106,17 @@ def find_setting(path: str) -> tuple[dataclasses.Field[Any], Any]:
         If there is no such section or key; the nearest one is suggested.
     """
     section, _, key = path.partition(".")
-    if section not in SECTIONS:
-        raise UnknownNameError("section of the configuration", section, SECTIONS)
-    options = SECTIONS[section]
+    options = _find_section(section)
     fields = {f.name: f for f in dataclasses.fields(options)}
     if key not in fields:
         raise UnknownNameError(f"setting in [{section}]", key, fields)
     return fields[key], get_type_hints(options)[key]
+
+
+def _find_section(name: str) -> type:
+    if name not in SECTIONS:
+        raise UnknownNameError("section of the configuration", name, SECTIONS)
+    return SECTIONS[name]
 
 
 def read_toml(path: Path) -> Settings:
@@ -127,8 +129,8 @@ def read_toml(path: Path) -> Settings:
     """
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MissingInputError(f"configuration file not found: {path}") from None
+    except OSError as error:
+        raise MissingInputError(f"configuration file {path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from None
     tables.pop(RECORD, None)
@@ -137,8 +139,9 @@ def read_toml(path: Path) -> Settings:
             raise UsageError(
                 f"{path}: {section!r} stands outside a section; write it under one of {', '.join(SECTIONS)}"
             )
-        for key in values or [""]:
-            find_setting(f"{section}.{key}" if key else f"{section}.")
+        _find_section(section)
+        for key in values:
+            find_setting(f"{section}.{key}")
     return tables
 
 
@@ -236,7 +239,7 @@ def _read_words(file: str) -> list[str]:
 
 def _coerce(name: str, value: Any, kind: Any, metadata: Mapping[str, Any]) -> Any:
     if get_origin(kind) is tuple:
-        items: list[Any] = [value] if isinstance(value, str | Path | int) else list(value)
+        items = list(value) if isinstance(value, list | tuple) else [value]
         if "prefix" in metadata:
             items = list(_expand_labels(items, metadata["prefix"]))
         coerced = [
@@ -257,15 +260,22 @@ def _coerce(name: str, value: Any, kind: Any, metadata: Mapping[str, Any]) -> An
     return value
 
 
-def _expand_labels(items: list[Any], prefix: str) -> list[str]:
-    """Split commas, read files of labels, drop the BIDS prefix."""
-    labels: list[str] = []
+def _expand_labels(items: list[Any], prefix: str) -> list[Any]:
+    """Split commas, read files of labels, drop the BIDS prefix; what is no label is left to be refused."""
+    labels: list[Any] = []
     for item in items:
-        text = str(item)
-        listed = Path(text)
-        words = listed.read_text(encoding="utf-8").split() if listed.is_file() else text.replace(",", " ").split()
-        labels += [word.removeprefix(prefix) for word in words]
+        if isinstance(item, str):
+            labels += [word.removeprefix(prefix) for word in _read_labels(item)]
+        else:
+            labels.append(str(item) if type(item) is int else item)
     return labels
+
+
+def _read_labels(text: str) -> list[str]:
+    try:
+        return Path(text).read_text(encoding="utf-8").split()
+    except (OSError, ValueError):  # the text is the list itself
+        return text.replace(",", " ").split()
 
 
 def _plain(value: Any) -> Any:
@@ -284,17 +294,19 @@ def _check(config: Config) -> None:
     for name, value, least in (
         ("encoding.n_folds", encoding.n_folds, 2),
         ("encoding.n_alphas", encoding.n_alphas, 1),
+        ("encoding.n_null", encoding.n_null, 1000),
         ("networks.batch_size", config.networks.batch_size, 1),
         ("run.random_seed", run.random_seed, 0),
         ("run.n_cpus", run.n_cpus, 0),
         ("responses.compcor", config.responses.compcor, 0),
+        ("responses.high_pass", config.responses.high_pass, 0),
     ):
         if value < least:
             raise UsageError(f"{name} = {value} must be at least {least}")
-    if not 0 < encoding.alpha_min <= encoding.alpha_max:
+    if not 0 < encoding.alpha_min <= encoding.alpha_max < math.inf:
         raise UsageError(
             f"encoding.alpha_min = {encoding.alpha_min:g} and alpha_max = {encoding.alpha_max:g} "
-            "must be positive and in order"
+            "must be positive, finite and in order"
         )
     if config.networks.weights is not None and len(config.networks.names) > 1:
         raise UsageError(

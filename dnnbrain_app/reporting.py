@@ -51,7 +51,7 @@ def report_participant(units: Sequence[Unit], session: Session, failures: Mappin
     status = [names.status_file(root, unit) for unit in units]
     done = [path.read_text(encoding="utf-8") if path.exists() else "" for path in status]
     errors = tuple(f"{unit.label}: {failures[unit.label]}" for unit in units if unit.label in failures)
-    key = digest_key([__version__, done, errors, session.config.reports])
+    key = digest_key([__version__, done, errors])
     ledger = Ledger(names.report_status(root, participant))
     if ledger.is_current("report", key):
         return
@@ -69,7 +69,7 @@ def report_participant(units: Sequence[Unit], session: Session, failures: Mappin
     )
     dataset = str(read_json(session.config.bids_dir / "dataset_description.json").get("Name", ""))
     report = ParticipantReport(participant, pages, facts, dataset, errors, provenance)
-    rendered = render_participant(report, session.config.reports)
+    rendered = render_participant(report)
     outputs = [names.report(root, participant)]
     write_text(outputs[0], rendered.html)
     for name, content in rendered.figures.items():
@@ -228,6 +228,7 @@ def collect_facts(config: Config, units: Sequence[Unit], pages: Sequence[UnitRep
             alpha_max=encoding.alpha_max,
             n_alphas=encoding.n_alphas,
             q=0.05,
+            n_null=encoding.n_null,
         )
         if "encoding" in analyses
         else None,

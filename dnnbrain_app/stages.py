@@ -53,6 +53,7 @@ class Session:
     command_line: tuple[str, ...]
     roots: Mapping[str, Path]
     memory: int
+    n_cpus: int
     progress: Progress
 
 
@@ -201,14 +202,17 @@ def run_encoding(responses: Responses, activations: Activations, session: Sessio
 
     options, unit, stimuli = session.config.encoding, responses.unit, responses.stimuli
     groups = group_stimuli(responses.trials, stimuli.ids, options.folds_by, stimuli.attributes)
-    folds = make_folds(len(stimuli), options.n_folds, np.random.default_rng(session.config.run.random_seed), groups)
+    rng = np.random.default_rng(session.config.run.random_seed)
+    folds = make_folds(len(stimuli), options.n_folds, rng, groups)
     scores = score_encoding(
         activations.network,
         activations.layers,
         responses.Y,
         folds,
         options,
+        rng=rng,
         memory=session.memory // 4,
+        n_jobs=session.n_cpus,
         progress=lambda done, total: session.progress(f"{unit.label}: encoding, folds x layers", done, total),
     )
     scheme = {

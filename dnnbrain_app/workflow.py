@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from dnnbrain_app import __version__
-from dnnbrain_app.config import Config, dump_toml, measure_memory
+from dnnbrain_app.config import Config, count_cpus, dump_toml, measure_memory
 from dnnbrain_app.dataset.atlases import read_atlas
 from dnnbrain_app.dataset.events import build_trials
 from dnnbrain_app.dataset.images import read_unit_space
@@ -157,7 +157,9 @@ def open_session(config: Config, command_line: Sequence[str], progress: Progress
     record = {"command_line": list(command_line), "versions": list_versions()}
     write_text(names.config_file(output, run_id), dump_toml(config, record))
     roots = {"": output, "raw": config.bids_dir, **derivatives}
-    return Session(config, output, run_id, tuple(command_line), roots, measure_memory(config.run), progress)
+    return Session(
+        config, output, run_id, tuple(command_line), roots, measure_memory(config.run), count_cpus(config.run), progress
+    )
 
 
 def report(units: Sequence[Unit], session: Session, failures: dict[str, Exception]) -> None:

@@ -10,8 +10,8 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from dnnbrain_app.analyses.options import EncodingOptions
-from dnnbrain_app.analyses.ridge import prepare_ridge
-from dnnbrain_app.analyses.significance import choose_best_layer, compute_p_values, control_fdr
+from dnnbrain_app.analyses.ridge import RidgeFold, prepare_ridge
+from dnnbrain_app.analyses.significance import NullResponses, choose_best_layer, permute_responses
 from dnnbrain_app.errors import BadDataError, UsageError
 from dnnbrain_app.records import Array, EncodingScores, Gram
 
@@ -29,6 +29,7 @@ def score_encoding(
     folds: Sequence[Array],
     options: EncodingOptions,
     *,
+    rng: np.random.Generator,
     memory: int,
     n_jobs: int = 1,
     progress: Callable[[int, int], None] | None = None,
@@ -47,6 +48,9 @@ def score_encoding(
     an infinite penalty :math:`R^2` is 0. No model can know the test mean, and measured against it even that model would
     score below 0.
 
+    The best layer of a voxel is told only where its r is beyond what ``options.n_null`` voxels with permuted stimuli
+    reach (`significance.choose_best_layer`); these pass through the same folds together with the real ones.
+
     Parameters
     ----------
     network : str
@@ -59,6 +63,8 @@ def score_encoding(
         Held-out rows of each fold, from ``make_folds``.
     options : EncodingOptions
         Grid of penalties.
+    rng : numpy.random.Generator
+        Draws the permutations.
     memory : int
         Bytes to work in: bounds how many folds are fitted at the same time and how many voxels at once.
     n_jobs : int
@@ -84,14 +90,18 @@ def score_encoding(
             raise BadDataError(
                 f"layer {gram.layer}: activations for {len(gram.row_sums)} stimuli, responses to {len(Y)}"
             )
+    null = permute_responses(len(Y), Y.shape[1], options.n_null, rng)
     tasks = [(layer, test) for layer in range(len(grams)) for test in folds]
-    n_workers, chunks = _divide_work(len(Y), Y.shape[1], memory, min(n_jobs, len(tasks)))
+    n_workers, width = _divide_work(len(Y), memory, min(n_jobs, len(tasks)))
     totals = np.zeros((len(grams), 5, Y.shape[1]))
+    chance = np.zeros((len(grams), len(null)))
     with threadpool_limits(max(n_jobs // n_workers, 1), "blas"), ThreadPoolExecutor(n_workers) as pool:
-        scores = pool.map(lambda task: _score_fold(grams[task[0]], Y, task[1], alphas, chunks), tasks)
+        scores = pool.map(lambda task: _score_fold(grams[task[0]], Y, null, task[1], alphas, width), tasks)
         try:
             for done, (layer, _) in enumerate(tasks, 1):
-                totals[layer] += next(scores)
+                of_voxels, of_null = next(scores)
+                totals[layer] += of_voxels
+                chance[layer] += of_null
                 if progress:
                     progress(done, len(tasks))
         finally:
@@ -101,17 +111,16 @@ def score_encoding(
         totals[..., ~(np.isfinite(spread) & (spread > 0))] = np.nan
     r, log_alpha, at_edge = totals[:, :3].swapaxes(0, 1) / len(folds)
     rsquared = 1 - totals[:, 3] / totals[:, 4]
-    sizes = [len(test) for test in folds]
-    edges = np.array([_average_edge(r[layer], at_edge[layer], sizes) for layer in range(len(grams))])
-    for gram, share in zip(grams, edges, strict=True):
-        if share > EDGE_WARNING:
-            logger.warning(
-                "layer %s: %.0f %% of the predicted voxels have a penalty at the edge of the grid",
-                gram.layer,
-                100 * share,
-            )
-    names = tuple(gram.layer for gram in grams)
-    return EncodingScores(network, names, r, rsquared, np.exp(log_alpha), choose_best_layer(r, sizes), edges)
+    best = choose_best_layer(r, chance / len(folds))
+    edges = at_edge[:, best > 0].mean(axis=1) if (best > 0).any() else np.zeros(len(grams))
+    if edges.max() > EDGE_WARNING:
+        worst = int(edges.argmax())
+        logger.warning(
+            "the penalty is at an edge of its grid in %.0f %% of the fits of significant voxels (%s, the worst layer)",
+            100 * edges[worst],
+            grams[worst].layer,
+        )
+    return EncodingScores(network, tuple(g.layer for g in grams), r, rsquared, np.exp(log_alpha), best, edges)
 
 
 def _make_grid(options: EncodingOptions) -> Array:
@@ -123,19 +132,33 @@ def _make_grid(options: EncodingOptions) -> Array:
     return np.geomspace(options.alpha_min, options.alpha_max, options.n_alphas)
 
 
-def _divide_work(n: int, n_voxels: int, memory: int, n_jobs: int) -> tuple[int, list[slice]]:
-    """Choose how many folds to fit at a time, and divide the voxels, so that the solver stays within ``memory`` bytes.
+def _divide_work(n: int, memory: int, n_jobs: int) -> tuple[int, int]:
+    """Choose how many folds to fit and how many voxels to take at a time, to stay within ``memory`` bytes.
 
-    A fold takes at most six float64 matrices of n x n (measured: 5), and five float32 columns for each voxel.
+    A fold takes at most six float64 matrices of n x n (measured: 5), and six float32 columns for each voxel.
     """
-    matrices, column = 48 * n * n, 20 * n
+    matrices, column = 48 * n * n, 24 * n
     n_workers = int(np.clip(memory // (matrices + SMALLEST_CHUNK * column), 1, n_jobs))
-    width = int(np.clip((memory // n_workers - matrices) // column, SMALLEST_CHUNK, LARGEST_CHUNK))
-    return n_workers, [slice(start, start + width) for start in range(0, n_voxels, width)]
+    return n_workers, int(np.clip((memory // n_workers - matrices) // column, SMALLEST_CHUNK, LARGEST_CHUNK))
 
 
-def _score_fold(gram: Gram, Y: Array, test: Array, alphas: Array, chunks: Sequence[slice]) -> Array:
-    """Fit on the training rows, predict the test rows, score.
+def _score_fold(
+    gram: Gram, Y: Array, null: NullResponses, test: Array, alphas: Array, width: int
+) -> tuple[Array, Array]:
+    """Fit on the training rows, predict the test rows, score: real voxels and, for their r, permuted ones."""
+    scores, chance = np.empty((5, Y.shape[1])), np.empty(len(null))
+    with np.errstate(all="ignore"):  # voxels without signal come out as NaN, which is what they should
+        fold = prepare_ridge(gram, test, alphas)
+        for start in range(0, Y.shape[1], width):
+            chunk = slice(start, start + width)
+            scores[:, chunk] = _score_chunk(fold, Y[:, chunk], test, alphas)
+        for chunk, permuted in null.draw(Y, width):
+            chance[chunk] = _score_chunk(fold, permuted, test, alphas)[0]
+    return scores, chance
+
+
+def _score_chunk(fold: RidgeFold, Y: Array, test: Array, alphas: Array) -> Array:
+    """Score some voxels in a fold.
 
     Returns
     -------
@@ -143,22 +166,21 @@ def _score_fold(gram: Gram, Y: Array, test: Array, alphas: Array, chunks: Sequen
         Correlation, log penalty, whether the penalty is on the edge of the grid, and the sums of squares around the
         predictions and around the training mean.
     """
-    scores = np.empty((5, Y.shape[1]))
-    with np.errstate(all="ignore"):  # voxels without signal come out as NaN, which is what they should
-        fold = prepare_ridge(gram, test, alphas)
-        for chunk in chunks:
-            Y_train = np.delete(Y[:, chunk], test, axis=0)
-            mean = Y_train.mean(axis=0, dtype=np.float64).astype(Y.dtype)
-            Y_train -= mean
-            predicted, choice = fold.predict(Y_train.astype(np.float32, copy=False))
-            measured = (Y[test, chunk] - mean).astype(np.float32, copy=False)
-            error = measured - predicted
-            scores[0, chunk] = _correlate(predicted, measured)
-            scores[1, chunk] = np.log(alphas)[choice]
-            scores[2, chunk] = (choice == 0) | (choice == len(alphas) - 1)
-            scores[3, chunk] = _sum_products(error, error)
-            scores[4, chunk] = _sum_products(measured, measured)
-    return scores
+    Y_train = np.delete(Y, test, axis=0)
+    mean = Y_train.mean(axis=0, dtype=np.float64).astype(Y.dtype)
+    Y_train -= mean
+    predicted, choice = fold.predict(Y_train.astype(np.float32, copy=False))
+    measured = (Y[test] - mean).astype(np.float32, copy=False)
+    error = measured - predicted
+    return np.stack(
+        [
+            _correlate(predicted, measured),
+            np.log(alphas)[choice],
+            (choice == 0) | (choice == len(alphas) - 1),
+            _sum_products(error, error),
+            _sum_products(measured, measured),
+        ]
+    )
 
 
 def _sum_products(a: Array, b: Array) -> Array:
@@ -175,9 +197,3 @@ def _correlate(predicted: Array, measured: Array) -> Array:
         variance[variance <= 1e-10 * _sum_products(original, original)] = np.nan
         variances.append(variance)
     return np.asarray(_sum_products(a, b) / np.sqrt(variances[0] * variances[1]))
-
-
-def _average_edge(r: Array, at_edge: Array, sizes: Sequence[int]) -> float:
-    """Average over the significantly predicted voxels how often their penalty was at the edge; 0 if there are none."""
-    predicted = control_fdr(compute_p_values(r, sizes))
-    return float(at_edge[predicted].mean()) if predicted.any() else 0.0

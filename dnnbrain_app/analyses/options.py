@@ -21,6 +21,10 @@ class EncodingOptions:
     )
     alpha_max: float = field(default=1e5, metadata={"doc": "Largest ridge penalty, in the same units."})
     n_alphas: int = field(default=21, metadata={"doc": "Penalties on the logarithmic grid; each voxel gets its own."})
+    n_null: int = field(
+        default=50_000,
+        metadata={"doc": "Voxels with permuted stimuli that make the chance distribution of the best-layer map."},
+    )
 
 
 @dataclass(frozen=True, slots=True)

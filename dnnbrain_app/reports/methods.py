@@ -76,6 +76,8 @@ class EncodingFacts:
         Ends of the grid, over the mean eigenvalue of the training kernel.
     q : float, optional
         False discovery rate below which a voxel entered the best-layer map.
+    n_null : int
+        Permuted voxels that the rate was controlled with.
     """
 
     n_folds: int
@@ -84,6 +86,7 @@ class EncodingFacts:
     alpha_max: float
     n_alphas: int
     q: float | None = None
+    n_null: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,9 +332,9 @@ def _describe_encoding(facts: MethodsFacts, cite: Cite) -> list[str]:
     ]
     if model.q is not None:
         said.append(
-            "Maps of the best layer show the layer with the highest score, where that score was above zero: one-sided "
-            "test with a normal approximation, corrected for the number of layers (Bonferroni) and, over voxels, at a "
-            f"false discovery rate of {model.q:g} {cite('fdr')}."
+            "Maps of the best layer show the layer with the highest score, where that score was significant: p values "
+            f"came from the highest scores of {model.n_null} voxels with permuted stimuli that passed through the same "
+            f"folds, and were corrected over voxels at a false discovery rate of {model.q:g} {cite('fdr')}."
         )
     return said
 

@@ -9,7 +9,6 @@ from markupsafe import Markup
 
 from dnnbrain_app.reports.contents import Design, NetworkReport, Provenance, RenderedReport, RunRow, UnitReport
 from dnnbrain_app.reports.methods import MethodsFacts, describe_methods, write_methods
-from dnnbrain_app.reports.options import ReportOptions
 from dnnbrain_app.reports.pages import COMPARISONS, ELEMENTS, draw_unit, space_thousands
 from dnnbrain_app.reports.vector import Drawing
 
@@ -53,15 +52,13 @@ class ParticipantReport:
     provenance: Provenance = field(default_factory=Provenance)
 
 
-def render_participant(report: ParticipantReport, options: ReportOptions) -> RenderedReport:  # noqa: ARG001
+def render_participant(report: ParticipantReport) -> RenderedReport:
     """Render the report of a participant.
 
     Parameters
     ----------
     report : ParticipantReport
         What to show. Every name in it is untrusted text.
-    options : ReportOptions
-        Settings; thumbnails are not drawn yet.
 
     Returns
     -------

@@ -11,7 +11,7 @@ from dnnbrain_app.analyses.options import EncodingOptions
 from dnnbrain_app.errors import BadDataError, UsageError
 from dnnbrain_app.records import Gram
 
-OPTIONS = EncodingOptions()
+OPTIONS = EncodingOptions(n_null=2000)
 
 
 def _gram(X, depth=0) -> Gram:
@@ -30,7 +30,14 @@ def _signal(rng, X, n_voxels):
 
 def _score(layers, Y, folds, options=OPTIONS, **settings):
     grams = [_gram(X, depth) for depth, X in enumerate(layers)]
-    return score_encoding("net", grams, Y.astype(np.float32), folds, options, **{"memory": 2**30} | settings)
+    return score_encoding(
+        "net",
+        grams,
+        Y.astype(np.float32),
+        folds,
+        options,
+        **{"memory": 2**30, "rng": np.random.default_rng(0)} | settings,
+    )
 
 
 def test_recovers_planted_layers_and_leaves_noise_alone(rng):
@@ -44,7 +51,7 @@ def test_recovers_planted_layers_and_leaves_noise_alone(rng):
         assert (scores.best_layer[own] == layer + 1).mean() > 0.95
         assert scores.r[layer, own].mean() > 0.4
         assert scores.rsquared[layer, own].mean() > 0.15
-    assert (scores.best_layer[300:] > 0).mean() < 0.05
+    assert (scores.best_layer[300:] > 0).mean() < 0.1  # BH: 5 % of 300 found, times the share of noise voxels
     assert abs(scores.r[:, 300:].mean()) < 0.02
     assert scores.rsquared[:, 300:].max() < 0.2
     assert scores.layers == ("layer1", "layer2", "layer3")
@@ -162,7 +169,7 @@ def test_warns_of_penalties_at_the_edge(rng, caplog):
     with caplog.at_level(logging.WARNING):
         narrow = _score([X], Y, make_folds(100, 5, rng), EncodingOptions(alpha_min=1e-5, alpha_max=1e-4, n_alphas=4))
         assert narrow.edge_fraction[0] > 0.9
-        assert "layer1: 100 % of the predicted voxels" in caplog.text
+        assert "in 100 % of the fits of significant voxels (layer1" in caplog.text
         caplog.clear()
         wide = _score([X], Y, make_folds(100, 5, rng))
         assert wide.edge_fraction[0] < 0.05

@@ -9,7 +9,6 @@ import pytest
 
 from dnnbrain_app.records import BrainPart, BrainSpace, EncodingScores, Mesh, Rdm, RsaScores, Unit
 from dnnbrain_app.reports.methods import EncodingFacts, MethodsFacts, NetworkFacts, ResponseFacts, RsaFacts
-from dnnbrain_app.reports.options import ReportOptions
 from dnnbrain_app.reports.participant import (
     Design,
     NetworkReport,
@@ -137,7 +136,7 @@ def report(surface_unit: UnitReport) -> ParticipantReport:
 @pytest.fixture(scope="session")
 def rendered(report: ParticipantReport) -> RenderedReport:
     """The report of `surface_unit`, rendered once for all tests."""
-    return render_participant(report, ReportOptions())
+    return render_participant(report)
 
 
 @pytest.fixture(scope="session")

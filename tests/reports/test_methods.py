@@ -14,7 +14,7 @@ def test_everything_passed_is_said(make):
     told = """dnnbrain 9.8.7 | fMRIPrep 25.1.0 | task objects | 4 runs, 368 trials and 92 distinct stimuli | alexnet
         | IMAGENET1K\\_V1 | 6 layers | resized to 224 pixels | separately for each trial | 24 motion regressors
         | first 5 anatomical CompCor | 128 s and longer | motion-outlier volume | percent of the voxel | 10-fold
-        | 21 values | 1e-5 to 1e5 | false discovery rate of 0.05 | Bonferroni | rho-a | VTC (V8+FFC) | numpy 2.4.0
+        | 21 values | 1e-5 to 1e5 | false discovery rate of 0.05 | permuted stimuli | rho-a | VTC (V8+FFC) | numpy 2.4.0
         | seeded with 77 | WU-Minn"""
     for said in told.split("|"):
         assert said.strip() in text

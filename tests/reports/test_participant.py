@@ -9,7 +9,6 @@ import pytest
 
 from dnnbrain_app.errors import BadDataError
 from dnnbrain_app.reports.methods import MethodsFacts
-from dnnbrain_app.reports.options import ReportOptions
 from dnnbrain_app.reports.participant import ParticipantReport, render_participant
 
 VOID = {"meta", "link", "img", "br", "hr", "input", "rect", "path", "use"}
@@ -131,7 +130,7 @@ def test_names_from_the_data_are_text_wherever_they_appear(make, rng):
     facts = dataclasses.replace(make.facts(), tasks=(EVIL,), atlas=EVIL, regions={EVIL: EVIL}, software={EVIL: EVIL})
     provenance = dataclasses.replace(make.provenance(), command=EVIL, configuration=EVIL, versions={EVIL: EVIL})
     report = ParticipantReport(EVIL, (unit,), facts, EVIL, (EVIL,), provenance)
-    rendered = render_participant(report, ReportOptions())
+    rendered = render_participant(report)
     page = Page(rendered.html)
     assert not [tag for tag, _ in page.elements if tag == "script"]
     assert not [attributes for _, attributes in page.elements if "onerror" in attributes]
@@ -165,16 +164,14 @@ def test_figures_are_named_like_the_outputs_and_all_differ(rendered):
 
 
 def test_same_input_same_bytes_and_no_date(report, rendered):
-    again = render_participant(report, ReportOptions())
+    again = render_participant(report)
     assert again.html == rendered.html
     assert again.figures == rendered.figures
     assert not re.search(r"20\d\d-\d\d-\d\dT", again.html)
 
 
 def test_errors_are_shown_and_announced(report):
-    html = render_participant(
-        dataclasses.replace(report, units=(), errors=("the atlas is torn",)), ReportOptions()
-    ).html
+    html = render_participant(dataclasses.replace(report, units=(), errors=("the atlas is torn",))).html
     assert "the atlas is torn" in Page(html).text
     assert "1 part of this analysis failed" in Page(html).text
     assert "No errors" not in html
@@ -187,7 +184,7 @@ def test_warnings_of_edges_and_of_the_caller_come_first(make, rng):
     told = ("only two repeats",)
     unit = make.unit(space, best, rng, warnings=told, networks=(network,), region_rdms=(), design=None)
     unit.networks[0].encoding.edge_fraction[3] = 0.5
-    html = render_participant(ParticipantReport("01", (unit,), make.facts()), ReportOptions()).html
+    html = render_participant(ParticipantReport("01", (unit,), make.facts())).html
     assert "only two repeats" in html
     assert "in 1 of 6 layers" in html
     assert "no voxel is predicted significantly by any layer" in html
@@ -197,7 +194,7 @@ def test_warnings_of_edges_and_of_the_caller_come_first(make, rng):
 
 def test_little_is_enough_for_a_page(make, rng):
     nothing = ParticipantReport("07", (), MethodsFacts("0.1.0"), errors=("no events",))
-    assert "Nothing was analysed." in Page(render_participant(nothing, ReportOptions()).html).text
+    assert "Nothing was analysed." in Page(render_participant(nothing).html).text
     space = make.volume_space()
     bare = make.unit(
         space,
@@ -209,7 +206,7 @@ def test_little_is_enough_for_a_page(make, rng):
         attributes={},
         runs=(),
     )
-    page = Page(render_participant(dataclasses.replace(nothing, units=(bare,)), ReportOptions()).html)
+    page = Page(render_participant(dataclasses.replace(nothing, units=(bare,))).html)
     assert not [
         attributes for _, attributes in page.elements if attributes.get("id") in ("u0-maps", "u0-rdms", "u0-design")
     ]
@@ -222,7 +219,7 @@ def test_many_regions_are_cut_to_those_that_agree_best(make, rng):
     unit = make.unit(space, np.zeros(0), rng, regions=regions, networks=(network,), design=None)
     unit.networks[0].rsa.similarity["rho-a"][:, 0] = 0.9
     report = ParticipantReport("01", (unit,), make.facts())
-    rendered = render_participant(report, ReportOptions())
+    rendered = render_participant(report)
     drawn = {
         name for name in rendered.figures if re.search(r"sub-01_.*_desc-rdmarea\d\.svg", name) and "model" not in name
     }
