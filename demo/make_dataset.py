@@ -87,7 +87,7 @@ def main() -> None:
     categories = [name.split("/")[0] for name in images]
     print(f"Simulating one participant who sees {len(images)} images in each of 4 runs ...", flush=True)
     write_dataset(
-        out, images, compute_kernels(images), ("fsaverage5",), Design(soa=3.0, snr=2.0), {"category": categories}
+        out, images, compute_kernels(images), ("fsaverage5",), Design(soa=3.0, snr=3.0), {"category": categories}
     )
     print(f"Made {out}: real photographs, simulated BOLD", flush=True)
 

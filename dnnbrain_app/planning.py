@@ -16,7 +16,7 @@ from dnnbrain_app.derivatives.dataset import check_places
 from dnnbrain_app.errors import DnnbrainError
 from dnnbrain_app.networks.options import NetworkOptions
 from dnnbrain_app.records import Unit
-from dnnbrain_app.stages import choose_analyses, find_output, find_stimuli_folder
+from dnnbrain_app.stages import check_analyses, choose_analyses, find_output, find_stimuli_folder
 from dnnbrain_app.stimuli.sets import find_missing
 
 logger = logging.getLogger(__name__)
@@ -70,6 +70,7 @@ def plan(config: Config) -> str:
         A table with a row for each unit, then the networks, then the totals.
     """
     units = find_units(config.bids_dir, config.dataset)
+    check_analyses(config)
     check_places(config.bids_dir, find_output(config), config.run.work_dir)
     networks = [_measure_network(name, config) for name in config.networks.names]
     speed = _measure_speed()

@@ -435,8 +435,8 @@ class EncodingScores:
         Ridge penalty over the mean eigenvalue of the training kernel, geometric mean over folds.
     best_layer : array of shape (n_voxels,)
         1-based number of the layer with the highest r, 0 where no layer is significant.
-    edge_fraction : array of shape (n_layers,)
-        Of the well-predicted voxels, the share whose penalty lies on the edge of the grid.
+    edge_fraction : float
+        Share of fits of significant voxels by their best layer whose penalty lies on an edge of the grid.
     """
 
     network: str
@@ -445,7 +445,7 @@ class EncodingScores:
     rsquared: Array
     alpha: Array
     best_layer: Array
-    edge_fraction: Array
+    edge_fraction: float
 
     def __post_init__(self) -> None:
         n_layers, n_voxels = self.r.shape

@@ -130,7 +130,7 @@ def read_network(name: str, unit: Unit, space: BrainSpace, atlas: str, session: 
         maps: dict[str, Array] = {stat: read_maps(stem, space) for stat, stem in stems.items()}
         about = read_json(names.sidecar(name_maps(stems["alpha"], space)[0]))
         layers = tuple(about["Layers"])
-        edges = np.array(about["EdgeFraction"], dtype=float)
+        edges = float(about["EdgeFraction"])
         best = maps["bestlayer"][0]
         encoding = EncodingScores(label, layers, maps["r"], maps["rsquared"], maps["alpha"], best, edges)
         if atlas:

@@ -22,7 +22,7 @@ from dnnbrain_app.derivatives.maps import read_maps, write_maps
 from dnnbrain_app.derivatives.matrices import write_rdms
 from dnnbrain_app.derivatives.sidecars import describe_map, describe_space, list_versions, make_uri
 from dnnbrain_app.derivatives.tables import read_trials, write_design, write_region_table, write_trials
-from dnnbrain_app.errors import UsageError
+from dnnbrain_app.errors import MissingInputError, UsageError
 from dnnbrain_app.records import Activations, Array, Atlas, Betas, BrainSpace, EncodingScores, StimulusSet, Trials, Unit
 from dnnbrain_app.stimuli.images import read_image
 
@@ -72,6 +72,23 @@ class Responses:
 def choose_analyses(config: Config) -> tuple[str, ...]:
     """Name the analyses to run: as asked; else encoding, and RSA where an atlas gives regions."""
     return config.run.analyses or (("encoding", "rsa") if config.dataset.atlas else ("encoding",))
+
+
+def check_analyses(config: Config) -> None:
+    """Refuse what cannot be computed or written, before anything is."""
+    atlases = config.dataset.atlas
+    if "rsa" in choose_analyses(config) and not atlases:
+        raise UsageError("--analysis rsa compares regions of the brain; name an atlas with --atlas")
+    for path in atlases:
+        if not path.exists():
+            raise MissingInputError(f"--atlas {path}: does not exist")
+    networks: dict[str, str] = {}
+    for network in config.networks.names:
+        other = networks.setdefault(names.to_label(network), network)
+        if other != network:
+            raise UsageError(
+                f"networks {other!r} and {network!r} would write the same files; run them into two folders"
+            )
 
 
 def find_stimuli_folder(config: Config) -> Path:
@@ -228,7 +245,7 @@ def run_encoding(responses: Responses, activations: Activations, session: Sessio
         about = describe_analysis(responses, activations, session, ENCODING_MAPS[stat], titles)
         about |= {"Statistic": stat, "CrossValidation": scheme, "Parameters": describe_parameters(options)}
         if stat == "alpha":
-            about["EdgeFraction"] = [round(float(share), 4) for share in scores.edge_fraction]
+            about["EdgeFraction"] = round(scores.edge_fraction, 4)
         stem = names.encoding_map(session.output, unit, activations.network, stat)
         outputs += write_maps(stem, values, titles, responses.space, about)
     if responses.atlas is not None:
@@ -275,7 +292,14 @@ def run_rsa(responses: Responses, activations: Activations, session: Session) ->
         parameters=describe_parameters(session.config.responses),
         versions=list_versions(),
     )
-    network = describe_analysis(responses, activations, session, "RDMs of layers: 1 - Pearson correlation over units")
+    network = describe_map(  # says nothing of a space, as the units of all spaces write this file
+        "RDMs of layers: 1 - Pearson correlation over units",
+        [make_uri(run.events, session.roots) for run in unit.runs],
+        network=activations.network,
+        weights=activations.provenance,
+        layers=activations.names,
+        versions=list_versions(),
+    )
     return [
         *write_region_table(
             names.region_table(session.output, unit, atlas.name, activations.network, "rsa"),

@@ -28,13 +28,14 @@ from dnnbrain_app.derivatives.files import write_text
 from dnnbrain_app.derivatives.ledger import Ledger
 from dnnbrain_app.derivatives.locks import hold_lock
 from dnnbrain_app.derivatives.sidecars import list_versions
-from dnnbrain_app.errors import MissingInputError, UsageError
+from dnnbrain_app.errors import MissingInputError
 from dnnbrain_app.records import StimulusSet, Unit
 from dnnbrain_app.reporting import report_participant
 from dnnbrain_app.stages import (
     ANALYSES,
     Progress,
     Session,
+    check_analyses,
     choose_analyses,
     compute_activations,
     estimate_responses,
@@ -116,12 +117,6 @@ def key_stages(unit: Unit, stimuli: StimulusSet, config: Config) -> dict[str, st
     return keys
 
 
-def check_analyses(config: Config) -> None:
-    """Refuse an analysis that lacks what it needs, before anything is computed."""
-    if "rsa" in choose_analyses(config) and not config.dataset.atlas:
-        raise UsageError("--analysis rsa compares regions of the brain; name an atlas with --atlas")
-
-
 def rebuild_reports(config: Config, *, command_line: Sequence[str]) -> int:
     """Make the reports again from the results that are there; returns the exit code."""
     units = find_units(config.bids_dir, config.dataset)
@@ -182,8 +177,9 @@ def conclude(units: Sequence[Unit], failures: dict[str, Exception], session: Ses
     """Say how it went; returns the exit code."""
     reports = sorted({str(names.report(session.output, unit.participant)) for unit in units})
     shown = ", ".join(reports) if len(reports) <= 3 else f"{session.output}/sub-*.html"
-    logger.log(STEP, "%d of %d units complete; reports: %s", len(units) - len(failures), len(units), shown)
+    n_complete = sum(unit.label not in failures for unit in units)
+    logger.log(STEP, "%d of %d units complete; reports: %s", n_complete, len(units), shown)
     codes = {getattr(error, "exit_code", 1) for error in failures.values()}
-    if len(codes) == 1 and len(failures) == len(units):
+    if len(codes) == 1 and not n_complete:
         return int(codes.pop())
     return 1 if failures else 0

@@ -19,7 +19,8 @@ logger = logging.getLogger(__name__)
 
 LARGEST_CHUNK = 4096  # voxels: wide enough for the matrix product, narrow enough for the caches
 SMALLEST_CHUNK = 64
-EDGE_WARNING = 0.05
+EDGE_WARNING = 0.05  # share of fits at an edge of the grid
+FEW_VOXELS = 20  # too few to warn of
 
 
 def score_encoding(
@@ -112,15 +113,15 @@ def score_encoding(
     r, log_alpha, at_edge = totals[:, :3].swapaxes(0, 1) / len(folds)
     rsquared = 1 - totals[:, 3] / totals[:, 4]
     best = choose_best_layer(r, chance / len(folds))
-    edges = at_edge[:, best > 0].mean(axis=1) if (best > 0).any() else np.zeros(len(grams))
-    if edges.max() > EDGE_WARNING:
-        worst = int(edges.argmax())
+    found = np.flatnonzero(best)
+    edge = float(at_edge[best[found] - 1, found].mean()) if len(found) else 0.0
+    if edge > EDGE_WARNING and len(found) >= FEW_VOXELS:
         logger.warning(
-            "the penalty is at an edge of its grid in %.0f %% of the fits of significant voxels (%s, the worst layer)",
-            100 * edges[worst],
-            grams[worst].layer,
+            "the penalty is at an edge of its grid in %.0f %% of the fits of voxels by their best layer; "
+            "widen encoding.alpha_min and alpha_max",
+            100 * edge,
         )
-    return EncodingScores(network, tuple(g.layer for g in grams), r, rsquared, np.exp(log_alpha), best, edges)
+    return EncodingScores(network, tuple(g.layer for g in grams), r, rsquared, np.exp(log_alpha), best, edge)
 
 
 def _make_grid(options: EncodingOptions) -> Array:

@@ -10,7 +10,7 @@ from dnnbrain_app.records import Array
 from dnnbrain_app.reports.contents import NetworkReport, UnitReport, find_best
 from dnnbrain_app.reports.maps import colour_layers, write_hex
 
-EDGE = 0.05  # share of voxels with a penalty on the edge of the grid that deserves a warning
+EDGE = 0.05  # share of fits with a penalty on an edge of the grid that deserves a warning
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +87,9 @@ def warn_reader(unit: UnitReport) -> list[str]:
     for scores in (network.encoding for network in unit.networks if network.encoding is not None):
         if not np.any(scores.best_layer):
             warnings.append(f"{scores.network}: no voxel is predicted significantly by any layer.")
-        edges = [
-            (layer, share) for layer, share in zip(scores.layers, scores.edge_fraction, strict=True) if share > EDGE
-        ]
-        if edges:
-            layer, share = max(edges, key=lambda edge: edge[1])
+        if scores.edge_fraction > EDGE:
             warnings.append(
-                f"{scores.network}: in {len(edges)} of {len(scores.layers)} layers more than {100 * EDGE:.0f} % of the "
-                f"well-predicted voxels have a ridge penalty on the edge of the grid (most in {layer}: "
-                f"{100 * share:.0f} %). Widen alpha_min and alpha_max."
+                f"{scores.network}: in {100 * scores.edge_fraction:.0f} % of the fits of voxels that a layer predicts, the "
+                "ridge penalty is on an edge of its grid. Widen alpha_min and alpha_max."
             )
     return warnings

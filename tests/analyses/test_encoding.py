@@ -168,11 +168,11 @@ def test_warns_of_penalties_at_the_edge(rng, caplog):
     Y = _signal(rng, X, 50) + rng.standard_normal((100, 50))
     with caplog.at_level(logging.WARNING):
         narrow = _score([X], Y, make_folds(100, 5, rng), EncodingOptions(alpha_min=1e-5, alpha_max=1e-4, n_alphas=4))
-        assert narrow.edge_fraction[0] > 0.9
-        assert "in 100 % of the fits of significant voxels (layer1" in caplog.text
+        assert narrow.edge_fraction > 0.9
+        assert "at an edge of its grid in 100 % of the fits" in caplog.text
         caplog.clear()
         wide = _score([X], Y, make_folds(100, 5, rng))
-        assert wide.edge_fraction[0] < 0.05
+        assert wide.edge_fraction < 0.05
         assert not caplog.text
 
 

@@ -60,7 +60,7 @@ def make_scores(best_layer: np.ndarray, network: str = "alexnet", r: float = 0.3
     scores = np.zeros((len(LAYERS), len(best_layer)))
     shown = np.flatnonzero(best_layer)
     scores[best_layer[shown] - 1, shown] = r
-    return EncodingScores(network, LAYERS, scores, scores**2, np.ones_like(scores), best_layer, np.zeros(len(LAYERS)))
+    return EncodingScores(network, LAYERS, scores, scores**2, np.ones_like(scores), best_layer, 0.0)
 
 
 def make_network(

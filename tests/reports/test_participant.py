@@ -117,7 +117,7 @@ def test_names_from_the_data_are_text_wherever_they_appear(make, rng):
         network,
         network=EVIL,
         layers=layers,
-        encoding=dataclasses.replace(network.encoding, network=EVIL, layers=layers, edge_fraction=np.ones(6)),
+        encoding=dataclasses.replace(network.encoding, network=EVIL, layers=layers, edge_fraction=1.0),
         rsa=dataclasses.replace(network.rsa, network=EVIL, layers=layers),
         layer_rdms=tuple(
             dataclasses.replace(rdm, name=name) for rdm, name in zip(network.layer_rdms, layers, strict=True)
@@ -180,15 +180,14 @@ def test_errors_are_shown_and_announced(report):
 def test_warnings_of_edges_and_of_the_caller_come_first(make, rng):
     space = make.volume_space()
     best = np.zeros(space.n_voxels, dtype=int)
-    network = dataclasses.replace(make.network(best, rng), rsa=None)
+    network = make.network(best, rng)
+    network = dataclasses.replace(network, rsa=None, encoding=dataclasses.replace(network.encoding, edge_fraction=0.5))
     told = ("only two repeats",)
     unit = make.unit(space, best, rng, warnings=told, networks=(network,), region_rdms=(), design=None)
-    unit.networks[0].encoding.edge_fraction[3] = 0.5
     html = render_participant(ParticipantReport("01", (unit,), make.facts())).html
     assert "only two repeats" in html
-    assert "in 1 of 6 layers" in html
     assert "no voxel is predicted significantly by any layer" in html
-    assert "most in blocks.3: 50 %" in html
+    assert "in 50 % of the fits" in html
     assert html.index("only two repeats") < html.index('id="u0-data"')
 
 
