@@ -12,11 +12,18 @@ from scipy.sparse import csr_array
 from dnnbrain_app.errors import BadDataError
 from dnnbrain_app.records import Array, Trials
 from dnnbrain_app.responses.design import build_design
+from dnnbrain_app.responses.noise import (
+    BLOCK,
+    NormalEquations,
+    bin_voxels,
+    estimate_autocorrelation,
+    whiten,
+    whiten_weights,
+)
 from dnnbrain_app.responses.options import ResponseOptions
 
 logger = logging.getLogger(__name__)
 
-BLOCK = 4096  # voxels in double precision at a time
 ESTIMABLE = 0.01  # share of a response's energy that must be its own; less means a standard error ten times the usual
 COLLINEAR = 1e-8  # eigenvalue of the regressors' correlation matrix below which one follows from the others
 LOWEST_MEAN = 3.0  # of the median voxel, in standard deviations: a BOLD signal has 20 to 200, demeaned data 0
@@ -50,7 +57,7 @@ class RunData:
 
 
 def estimate_betas(runs: Iterable[RunData], trials: Trials, options: ResponseOptions) -> tuple[Array, Trials]:
-    r"""Estimate the response of every voxel to every trial, or to every stimulus, by ordinary least squares.
+    r"""Estimate the response of every voxel to every trial, or to every stimulus.
 
     ``lss`` (least squares, separate; Mumford et al. 2012): trial :math:`i` has a model of its own, with one regressor
     for it, one for all other trials of the run, and the nuisance. By the Frisch-Waugh-Lovell theorem the nuisance
@@ -64,6 +71,17 @@ def estimate_betas(runs: Iterable[RunData], trials: Trials, options: ResponseOpt
     ``condition``: one regressor a stimulus over all runs, each run with its own nuisance:
     :math:`\hat\beta = (\sum_r \tilde X_r^\top \tilde X_r)^{-1} \sum_r \tilde X_r^\top Y_r`.
 
+    Noise model ``ar1`` fits the same models to data, design and nuisance that were filtered with the voxel's
+    coefficient, :math:`x_t - \rho x_{t-1}` (`whiten`; generalised least squares for first-order autoregressive noise):
+
+    .. math:: \hat\rho = \frac{\sum_{t \ge 2} e_t e_{t-1} / (T - 1)}{\sum_t e_t^2 / T}
+
+    of ordinary residuals :math:`e`, cut to 1/100 as in nilearn; below 0, no filter. ``lss``: one coefficient a voxel
+    and run, from the model with all trials in one regressor, as each trial's own model nearly is: with a regressor a
+    trial the residuals have lost the slow noise (92 trials in 190 volumes, true 0.35: -0.44, against 0.26).
+    ``condition``: one coefficient a voxel, from the residuals of its model over all runs (sums over runs; for a single
+    run, that of nilearn's ``run_glm``). The fewer repeats a stimulus has, the more this is too low: towards OLS.
+
     Parameters
     ----------
     runs : iterable of RunData
@@ -71,15 +89,15 @@ def estimate_betas(runs: Iterable[RunData], trials: Trials, options: ResponseOpt
     trials : Trials
         All trials of all runs.
     options : ResponseOptions
-        ``model``, ``hrf`` and ``scaling``.
+        ``model``, ``hrf``, ``noise_model`` and ``scaling``.
 
     Returns
     -------
     betas : array of shape (n_rows, n_voxels)
         float32. With scaling ``zscore`` in standard deviations of the voxel over the run, with ``percent`` in percent
-        of its mean, else in the data's units, for a
-        response of unit integral (see `build_design`). A column is NaN where the voxel is constant or not finite in
-        any run (or, for ``percent``, has no positive mean), and finite otherwise.
+        of its mean, else in the data's units, for a response of unit integral (see `build_design`). A column is NaN
+        where the voxel is constant or not finite in any run (or, for ``percent``, has no positive mean), and finite
+        otherwise.
     trials : Trials
         What each row is. ``lss``: the trials, in their order, without those whose regressor keeps less than 1 % of the
         energy of such an event's response (mostly at the end of a run, or within spikes), of which a warning tells.
@@ -156,7 +174,7 @@ def weigh_trials(design: Array, nuisance: Array) -> tuple[Array, Array]:
     energy : array of shape (n_trials,)
         :math:`r_i^\top r_i`, what each regressor has that neither the nuisance nor the other trials have.
     """
-    X = _project_out(nuisance, design)
+    X = _project_out(np.linalg.qr(nuisance)[0], design)
     others = X.sum(axis=1, keepdims=True) - X
     shared = np.einsum("ti,ti->i", X, others)
     others_energy = np.einsum("ti,ti->i", others, others)
@@ -176,14 +194,15 @@ def _estimate_lss(runs: Iterator[RunData], trials: Trials, options: ResponseOpti
         run = _take_run(runs, index, trials)
         rows = np.flatnonzero(trials.run == index)
         onset, duration = trials.onset[rows], trials.duration[rows]
-        weights, energy = weigh_trials(build_design(onset, duration, run.frame_times, options.hrf), run.nuisance)
+        design = build_design(onset, duration, run.frame_times, options.hrf)
+        energy = weigh_trials(design, run.nuisance)[1]
         estimable = energy > ESTIMABLE * _measure_energy(duration, run.frame_times, options.hrf)
         if not estimable.all():
             lost = [f"{trials.stimulus[i]} at {trials.onset[i]:g} s" for i in rows[~estimable]]
             logger.warning("%s: dropped, as the run holds too little of their response: %s", label, _enumerate(lost))
         if not betas.size:
             betas = np.empty((len(trials), run.bold.shape[1]), dtype=np.float32)
-        betas[rows[estimable]] = _multiply(weights[estimable], run.bold, options.scaling, label)
+        betas[rows[estimable]] = _fit_trials(run, design, options, label)[estimable]
         kept[rows[estimable]] = True
         del run  # free before the next one is read
     if not kept.any():
@@ -197,23 +216,25 @@ def _estimate_lss(runs: Iterator[RunData], trials: Trials, options: ResponseOpti
 def _estimate_condition(runs: Iterator[RunData], trials: Trials, options: ResponseOptions) -> tuple[Array, Array]:
     """Estimate one beta a stimulus over all runs; return with them the row of each stimulus's first trial."""
     stimuli, stimulus = np.unique(trials.stimulus, return_inverse=True)
-    XX = np.zeros((len(stimuli), len(stimuli)))
+    autocorrelated = options.noise_model == "ar1"
     whole = np.zeros(len(stimuli))
-    XY: Array | float = 0.0  # becomes (n_stimuli, n_voxels) with the first run
     for index, label in enumerate(trials.run_labels):
         run = _take_run(runs, index, trials)
         rows = np.flatnonzero(trials.run == index)
         events = build_design(trials.onset[rows], trials.duration[rows], run.frame_times, options.hrf)
         shows = stimulus[rows, np.newaxis] == np.arange(len(stimuli))
-        X = _project_out(run.nuisance, events @ shows)
-        XX += X.T @ X
-        XY += _multiply(X.T, run.bold, options.scaling, label)
+        if index == 0:
+            n_voxels = run.bold.shape[1]
+            equations = NormalEquations(len(stimuli), n_voxels, lagged=autocorrelated)
+        series = _Series(run.bold, options.scaling, label)
+        Q = np.linalg.qr(run.nuisance)[0]
+        equations.add(_project_out(Q, events @ shows), Q, ((block, _project_out(Q, Y)) for block, Y in series))
         whole += _measure_energy(trials.duration[rows], run.frame_times, options.hrf) @ shows
-        del run
-    _require_estimable(XX, whole, stimuli)
+        del run, series
+    _require_estimable(equations.XX, whole, stimuli)
+    rho = equations.estimate_autocorrelation() if autocorrelated else np.zeros(n_voxels)
     first = np.flatnonzero(trials.repeat == 0)
-    betas: Array = np.linalg.solve(XX, XY).astype(np.float32)
-    return betas, first[np.argsort(trials.stimulus[first])]
+    return equations.solve(rho), first[np.argsort(trials.stimulus[first])]
 
 
 MODELS = {"lss": _estimate_lss, "condition": _estimate_condition}
@@ -227,9 +248,31 @@ def _take_run(runs: Iterator[RunData], index: int, trials: Trials) -> RunData:
     return run
 
 
-def _project_out(nuisance: Array, X: Array) -> Array:
-    """Subtract from each column what the nuisance regressors explain of it."""
-    Q = np.linalg.qr(nuisance)[0]
+def _fit_trials(run: RunData, design: Array, options: ResponseOptions, label: str) -> Array:
+    """Fit the separate models of a run's trials, with one matrix of weights a bin of voxels."""
+    series = _Series(run.bold, options.scaling, label)
+    rho = np.zeros(run.bold.shape[1])
+    if options.noise_model == "ar1":
+        rho = _estimate_rho(series, np.linalg.qr(run.nuisance)[0], design)
+    betas = np.empty((design.shape[1], len(rho)), dtype=np.float32)
+    for value, blocks in bin_voxels(rho):
+        weights, _ = weigh_trials(whiten(design, value), whiten(run.nuisance, value))
+        weights = whiten_weights(weights, value)
+        for voxels in blocks:
+            betas[:, voxels] = weights @ series.take(voxels)
+    return betas
+
+
+def _estimate_rho(series: _Series, Q: Array, design: Array) -> Array:
+    """Estimate each voxel's autocorrelation from the residuals of a model with all trials in one regressor."""
+    x = _project_out(Q, design.sum(axis=1, keepdims=True))
+    # the nuisance may explain all of x, or a run have no trials
+    basis = np.hstack([Q, x / max(np.linalg.norm(x), np.finfo(float).tiny)])
+    return np.concatenate([estimate_autocorrelation(_project_out(basis, Y)) for _, Y in series])
+
+
+def _project_out(Q: Array, X: Array) -> Array:
+    """Subtract from each column what the orthonormal columns of Q explain of it."""
     residuals: Array = X - Q @ (Q.T @ X)
     return residuals
 
@@ -262,39 +305,57 @@ def _require_estimable(XX: Array, whole: Array, stimuli: Array) -> None:
         )
 
 
-def _multiply(weights: Array, bold: Array, scaling: str, label: str) -> Array:
-    """Multiply a run's time series by weights (n, n_frames) and scale them; NaN where a voxel has no signal.
+class _Series:
+    """Time series of a run, centred and scaled as they are read, in blocks; NaN where a voxel has no signal.
 
-    The weights are orthogonal to the constant: centring the data changes nothing but the rounding, so that scaling the
-    time series is a division of the betas.
+    Every model has the constant in its span, so that centring changes nothing but the rounding.
     """
-    n_voxels = bold.shape[1]
-    product = np.empty((len(weights), n_voxels))
-    means, deviations = np.empty(n_voxels), np.empty(n_voxels)
-    for start in range(0, n_voxels, BLOCK):
-        block = slice(start, start + BLOCK)
-        Y = bold[:, block].astype(np.float64)
-        with np.errstate(invalid="ignore"):  # infinite values become NaN columns
-            means[block] = Y.mean(axis=0)
-            Y -= means[block]
+
+    def __init__(self, bold: Array, scaling: str, label: str) -> None:
+        self._bold = bold
+        n_voxels = bold.shape[1]
+        self._means, self._units = np.empty(n_voxels), np.ones(n_voxels)
+        deviations = np.empty(n_voxels)
+        for block in self._cut():
+            Y = bold[:, block].astype(np.float64)
+            with np.errstate(invalid="ignore"):  # infinite values become NaN
+                self._means[block] = Y.mean(axis=0)
+                Y -= self._means[block]
             deviations[block] = np.sqrt(np.einsum("tv,tv->v", Y, Y) / len(Y))
-            product[:, block] = weights @ Y
-    has_signal = deviations > 1e-9 * np.abs(means)  # false for NaN
-    if not has_signal.any():
-        raise BadDataError(f"{label}: no voxel varies over time")
-    if scaling == "percent":
-        ratio = float(np.median(np.abs(means[has_signal]) / deviations[has_signal]))
-        if ratio < LOWEST_MEAN:
-            raise BadDataError(
-                f"{label}: the mean of the median voxel is {ratio:.2g} standard deviations, so these data were "
-                'demeaned and have no percent signal change; set responses.scaling = "zscore"'
-            )
-        has_signal &= means > 0
-        product *= 100 / np.where(has_signal, means, np.nan)
-    elif scaling == "zscore":
-        product /= np.where(has_signal, deviations, np.nan)
-    product[:, ~has_signal] = np.nan
-    return product
+        has_signal = deviations > 1e-9 * np.abs(self._means)  # false for NaN
+        if not has_signal.any():
+            raise BadDataError(f"{label}: no voxel varies over time")
+        if scaling == "percent":
+            _require_means(np.abs(self._means[has_signal]) / deviations[has_signal], label)
+            has_signal &= self._means > 0
+            self._units = self._means / 100
+        elif scaling == "zscore":
+            self._units = deviations
+        self._units[~has_signal] = np.nan
+
+    def __iter__(self) -> Iterator[tuple[slice, Array]]:
+        return ((block, self.take(block)) for block in self._cut())
+
+    def take(self, voxels: Array | slice) -> Array:
+        """Read some voxels (n_frames, n), float64."""
+        Y = self._bold[:, voxels].astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            Y -= self._means[voxels]
+        Y /= self._units[voxels]
+        return Y
+
+    def _cut(self) -> Iterator[slice]:
+        return (slice(start, start + BLOCK) for start in range(0, self._bold.shape[1], BLOCK))
+
+
+def _require_means(ratios: Array, label: str) -> None:
+    """Refuse percent of demeaned data; `ratios` are means in standard deviations."""
+    ratio = float(np.median(ratios))
+    if ratio < LOWEST_MEAN:
+        raise BadDataError(
+            f"{label}: the mean of the median voxel is {ratio:.2g} standard deviations, so these data were "
+            'demeaned and have no percent signal change; set responses.scaling = "zscore"'
+        )
 
 
 def _enumerate(names: Sequence[str] | Array, limit: int = 10) -> str:

@@ -19,6 +19,13 @@ class ResponseOptions:
     hrf: str = field(
         default="glover", metadata={"doc": "Haemodynamic response function.", "choices": ("glover", "spm")}
     )
+    noise_model: str = field(
+        default="ar1",
+        metadata={
+            "doc": "ar1: noise of a volume depends on the one before, with one coefficient a voxel. ols: white noise.",
+            "choices": ("ar1", "ols"),
+        },
+    )
     motion: int = field(
         default=6,
         metadata={"doc": "Motion regressors: 0, 6, or 24 (with derivatives and squares).", "choices": (0, 6, 24)},
@@ -36,8 +43,8 @@ class ResponseOptions:
         default="zscore",
         metadata={
             "doc": (
-                "Unit of the betas. zscore: standard deviations of the voxel over the run. percent: percent of its mean. "
-                "none: the data's own."
+                "Unit of the betas. zscore: standard deviations of the voxel over the run. "
+                "percent: percent of its mean. none: the data's own."
             ),
             "choices": ("zscore", "percent", "none"),
         },

@@ -1,10 +1,12 @@
 """Betas: planted ones come back, noise gives none, and nilearn's models, fitted one by one, agree."""
 
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from nilearn.glm.first_level import compute_regressor, run_glm
+from nilearn.glm.regression import ARModel, OLSModel
 from scipy.linalg import block_diag
 from scipy.signal import lfilter
 
@@ -53,10 +55,17 @@ def regress_with_nilearn(trials, rows):
     return compute_regressor(events, "glover", FRAME_TIMES)[0]
 
 
-def fit_with_nilearn(Y, X, n):
-    labels, results = run_glm(Y.astype(np.float64), X, noise_model="ols")
-    assert len(np.unique(labels)) == 1
-    return results[labels[0]].theta[:n]
+def fit_with_nilearn(Y, X, n, noise_model="ols"):
+    labels, results = run_glm(Y.astype(np.float64), X, noise_model=noise_model)
+    betas = np.empty((n, Y.shape[1]))
+    for label in np.unique(labels):
+        betas[:, labels == label] = results[label].theta[:n]
+    return betas
+
+
+def estimate_rho_with_nilearn(Y, X):
+    """Coefficients of an AR(1) model; nilearn's labels say them."""
+    return run_glm(Y, X, noise_model="ar1")[0].astype(float)
 
 
 def simulate_noise(rng, n_voxels, ar=0.0):
@@ -76,39 +85,50 @@ def scale(Y, scaling):
     return {"none": Y, "percent": 100 * centred / Y.mean(axis=0), "zscore": centred / Y.std(axis=0)}[scaling]
 
 
+@pytest.mark.parametrize("noise_model", ["ar1", "ols"])
 @pytest.mark.parametrize("scaling", ["none", "percent", "zscore"])
-def test_lss_agrees_with_nilearn(rng, scaling):
+def test_lss_agrees_with_nilearn(rng, scaling, noise_model):
     trials, nuisances = simulate_design(rng)
-    bolds = [(10_000 + 50 * simulate_noise(rng, 30, ar=0.4)).astype(np.float32) for _ in nuisances]
-    betas, kept = estimate_betas(make_runs(bolds, nuisances), trials, ResponseOptions(scaling=scaling))
+    bolds = [(10_000 + 50 * simulate_noise(rng, 30, ar=0.5)).astype(np.float32) for _ in nuisances]
+    options = ResponseOptions(scaling=scaling, noise_model=noise_model)
+    betas, kept = estimate_betas(make_runs(bolds, nuisances), trials, options)
     expected = np.empty((len(trials), 30))
     for run, (bold, nuisance) in enumerate(zip(bolds, nuisances, strict=True)):
-        Y = bold.astype(np.float64)
-        Y = scale(Y, scaling)
+        Y = scale(bold.astype(np.float64), scaling)
         rows = np.flatnonzero(trials.run == run)
+        rho = estimate_rho_with_nilearn(Y, np.hstack([regress_with_nilearn(trials, rows), nuisance]))
+        assert rho.min() > 0.1
+        assert len(np.unique(rho)) > 10
         for i in rows:
             X = np.hstack([regress_with_nilearn(trials, [i]), regress_with_nilearn(trials, rows[rows != i]), nuisance])
-            expected[i] = fit_with_nilearn(Y, X, 1)[0]
+            if noise_model == "ols":
+                expected[i] = OLSModel(X).fit(Y).theta[0]
+            else:
+                expected[i] = [ARModel(X, r).fit(y[:, np.newaxis]).theta[0, 0] for r, y in zip(rho, Y.T, strict=True)]
     assert len(kept) == len(trials)
     assert_close(betas, expected)
+
+
+def build_condition_designs(trials, n_runs):
+    """Nilearn's regressors, one a stimulus, of each run."""
+    designs = np.zeros((n_runs, T, len(np.unique(trials.stimulus))))
+    for run in range(n_runs):
+        for j, stimulus in enumerate(np.unique(trials.stimulus)):
+            rows = np.flatnonzero((trials.run == run) & (trials.stimulus == stimulus))
+            designs[run, :, j] = regress_with_nilearn(trials, rows)[:, 0]
+    return designs
 
 
 @pytest.mark.parametrize("scaling", ["none", "percent", "zscore"])
 def test_condition_agrees_with_nilearn(rng, scaling):
     trials, nuisances = simulate_design(rng, n_runs=3)
     bolds = [(10_000 + 50 * simulate_noise(rng, 30, ar=0.4)).astype(np.float32) for _ in nuisances]
-    options = ResponseOptions(model="condition", scaling=scaling)
+    options = ResponseOptions(model="condition", scaling=scaling, noise_model="ols")
     betas, rows = estimate_betas(make_runs(bolds, nuisances), trials, options)
     Y = np.concatenate([scale(y.astype(float), scaling) for y in bolds])
     stimuli = np.unique(trials.stimulus)
-    X = np.zeros((3, T, len(stimuli)))
-    for run in range(3):
-        for j, stimulus in enumerate(stimuli):
-            X[run, :, j] = regress_with_nilearn(
-                trials, np.flatnonzero((trials.run == run) & (trials.stimulus == stimulus))
-            )[:, 0]
-    expected = fit_with_nilearn(Y, np.hstack([np.concatenate(X), block_diag(*nuisances)]), len(stimuli))
-    assert_close(betas, expected)
+    X = np.concatenate(build_condition_designs(trials, 3))
+    assert_close(betas, fit_with_nilearn(Y, np.hstack([X, block_diag(*nuisances)]), len(stimuli)))
     assert rows.stimulus.tolist() == stimuli.tolist()
     assert not rows.run.any(), "each stimulus was first shown in the first run"
     assert all(
@@ -117,7 +137,63 @@ def test_condition_agrees_with_nilearn(rng, scaling):
     )
 
 
-def test_condition_recovers_a_plant(rng):
+@pytest.mark.parametrize("scaling", ["none", "percent", "zscore"])
+def test_condition_of_one_run_agrees_with_nilearns_ar1(rng, scaling):
+    trials, (nuisance,) = simulate_design(rng, n_runs=1)
+    bold = (10_000 + 50 * simulate_noise(rng, 60, ar=0.6)).astype(np.float32)
+    options = ResponseOptions(model="condition", scaling=scaling)
+    betas, _ = estimate_betas(make_runs([bold], [nuisance]), trials, options)
+    Y, X = scale(bold.astype(float), scaling), np.hstack([build_condition_designs(trials, 1)[0], nuisance])
+    rho = estimate_rho_with_nilearn(Y, X)
+    assert rho.min() > 0.1
+    assert len(np.unique(rho)) > 10
+    assert_close(betas, fit_with_nilearn(Y, X, 8, "ar1"))
+
+
+@pytest.mark.parametrize("scaling", ["none", "percent", "zscore"])
+def test_condition_filters_each_run_from_its_beginning(rng, scaling):
+    trials, nuisances = simulate_design(rng, n_runs=3)
+    bolds = [(10_000 + 50 * simulate_noise(rng, 30, ar=0.5)).astype(np.float32) for _ in nuisances]
+    options = ResponseOptions(model="condition", scaling=scaling)
+    betas, _ = estimate_betas(make_runs(bolds, nuisances), trials, options)
+    Y = np.array([scale(y.astype(float), scaling) for y in bolds])
+    N = block_diag(*nuisances).reshape(3, T, -1)
+    X = np.concatenate([build_condition_designs(trials, 3), N], axis=2)
+    e = OLSModel(np.concatenate(X)).fit(np.concatenate(Y)).residuals.reshape(Y.shape)
+    rho = (e[:, 1:] * e[:, :-1]).sum((0, 1)) / (T - 1) / ((e**2).sum((0, 1)) / T)
+    expected = np.empty((8, 30))
+    for v, r in enumerate(np.trunc(100 * rho) / 100):
+        filtered = [ARModel(x, r) for x in X]
+        whole = OLSModel(np.concatenate([model.whitened_design for model in filtered]))
+        y = np.concatenate([model.whiten(y[:, [v]]) for model, y in zip(filtered, Y, strict=True)])
+        expected[:, v] = whole.fit(y).theta[:8, 0]
+    assert rho.min() > 0.1
+    assert_close(betas, expected)
+
+
+@pytest.mark.parametrize("model", ["lss", "condition"])
+@pytest.mark.parametrize(("ar", "largest"), [(-0.5, 1e-5), (0.0, 0.1)])
+def test_nothing_is_filtered_without_autocorrelation(rng, model, ar, largest):
+    trials, nuisances = simulate_design(rng)
+    runs = make_runs([100 + simulate_noise(rng, 200, ar=ar) for _ in nuisances], nuisances)
+    betas, plain = (
+        estimate_betas(runs, trials, ResponseOptions(model=model, noise_model=n))[0] for n in ("ar1", "ols")
+    )
+    assert (betas - plain).std() < largest * plain.std()
+
+
+@pytest.mark.parametrize("model", ["lss", "condition"])
+def test_errors_are_smaller_in_autocorrelated_noise(rng, model):
+    trials, nuisances = simulate_design(rng)
+    runs = make_runs([100 + simulate_noise(rng, 2000, ar=0.6) for _ in nuisances], nuisances)
+    errors, plain = (
+        estimate_betas(runs, trials, ResponseOptions(model=model, noise_model=n))[0] for n in ("ar1", "ols")
+    )
+    assert np.square(errors).mean() < 0.85 * np.square(plain).mean()
+
+
+@pytest.mark.parametrize("noise_model", ["ar1", "ols"])
+def test_condition_recovers_a_plant(rng, noise_model):
     trials, nuisances = simulate_design(rng)
     plant = rng.standard_normal((8, 20))
     bolds = []
@@ -126,11 +202,13 @@ def test_condition_recovers_a_plant(rng):
         X = build_design(trials.onset[rows], trials.duration[rows], FRAME_TIMES, "glover")
         signal = X @ plant[trials.stimulus[rows].astype(int)]
         bolds.append(1000 + 10 * signal + nuisance @ rng.standard_normal((nuisance.shape[1], 20)))
-    betas, _ = estimate_betas(make_runs(bolds, nuisances), trials, CONDITION)
+    options = replace(CONDITION, noise_model=noise_model)
+    betas, _ = estimate_betas(make_runs(bolds, nuisances), trials, options)
     assert_close(betas, 10 * plant)
 
 
-def test_lss_recovers_a_plant(rng):
+@pytest.mark.parametrize("noise_model", ["ar1", "ols"])
+def test_lss_recovers_a_plant(rng, noise_model):
     trials, _ = simulate_design(rng, n_runs=4)
     patterns = 1 + rng.standard_normal((8, 40))
     bolds, equal = [], []
@@ -140,10 +218,11 @@ def test_lss_recovers_a_plant(rng):
         bolds.append(500 + 5 * X @ patterns[trials.stimulus[rows].astype(int)] + 0.1 * simulate_noise(rng, 40, ar=0.35))
         equal.append(500 + np.repeat(5 * X.sum(axis=1, keepdims=True), 40, axis=1))
     # where all trials evoke the same, 'all others' is the right regressor, and the betas are exact
+    options = replace(PLAIN, noise_model=noise_model)
     drifts = [build_nuisance({}, FRAME_TIMES, PLAIN)[0]] * 4
-    betas, _ = estimate_betas(make_runs(equal, drifts), trials, PLAIN)
+    betas, _ = estimate_betas(make_runs(equal, drifts), trials, options)
     np.testing.assert_allclose(betas, 5, rtol=1e-5)
-    betas, kept = estimate_betas(make_runs(bolds, drifts), trials, PLAIN)
+    betas, kept = estimate_betas(make_runs(bolds, drifts), trials, options)
     averages = average_repeats(betas, kept, [str(i) for i in range(8)])
     assert np.corrcoef(averages.ravel(), patterns.ravel())[0, 1] > 0.95
 
@@ -154,14 +233,15 @@ def test_percent_is_of_the_mean(rng):
     baseline = np.array([200.0, 5000.0])
     ones = np.ones((T, 1))
     bold = baseline * (1 + 0.02 * (X - X.mean()))
-    for options in (PERCENT, ResponseOptions(model="condition")):
+    for options in (PERCENT, ResponseOptions(model="condition", scaling="percent")):
         betas, _ = estimate_betas([RunData(bold, FRAME_TIMES, ones)], trials, options)
         np.testing.assert_allclose(betas, 2, rtol=1e-5)
 
 
 @pytest.mark.parametrize("model", ["lss", "condition"])
 @pytest.mark.parametrize("amplitude", [0.0, 3.0])
-def test_unbiased_in_autocorrelated_noise(rng, model, amplitude):
+@pytest.mark.parametrize("noise_model", ["ar1", "ols"])
+def test_unbiased_in_autocorrelated_noise(rng, model, amplitude, noise_model):
     trials, _ = simulate_design(rng)
     drifts = build_nuisance({}, FRAME_TIMES, PLAIN)[0]
     bolds = []
@@ -169,7 +249,7 @@ def test_unbiased_in_autocorrelated_noise(rng, model, amplitude):
         rows = trials.run == run
         X = build_design(trials.onset[rows], trials.duration[rows], FRAME_TIMES, "glover").sum(axis=1, keepdims=True)
         bolds.append(100 + amplitude * X + simulate_noise(rng, 2000, ar=0.5))
-    options = ResponseOptions(model=model, scaling="none")
+    options = ResponseOptions(model=model, scaling="none", noise_model=noise_model)
     betas, _ = estimate_betas(make_runs(bolds, [drifts] * 2), trials, options)
     deviation = (betas.mean(axis=1) - amplitude) / (betas.std(axis=1) / np.sqrt(2000))
     assert np.abs(deviation).max() < 4.5
@@ -179,9 +259,12 @@ def test_unbiased_in_autocorrelated_noise(rng, model, amplitude):
 def test_a_single_trial_has_no_others(rng):
     trials = make_trials([np.array([30.0])], [np.ones(1)], [np.array(["a"])])
     nuisance = build_nuisance({}, FRAME_TIMES, PLAIN)[0]
-    bold = 100 + simulate_noise(rng, 5)
-    betas, _ = estimate_betas([RunData(bold, FRAME_TIMES, nuisance)], trials, PLAIN)
-    assert_close(betas, fit_with_nilearn(bold, np.hstack([regress_with_nilearn(trials, [0]), nuisance]), 1))
+    bold = 100 + simulate_noise(rng, 5, ar=0.5)
+    X = np.hstack([regress_with_nilearn(trials, [0]), nuisance])
+    for model in ("lss", "condition"):  # here the same, and nilearn's to the bin of the autocorrelation
+        options = replace(PLAIN, model=model)
+        betas, _ = estimate_betas([RunData(bold, FRAME_TIMES, nuisance)], trials, options)
+        assert_close(betas, fit_with_nilearn(bold, X, 1, "ar1"))
 
 
 def test_trials_without_a_response_in_the_run_are_dropped(rng, caplog):
@@ -225,8 +308,9 @@ def test_condition_names_the_stimulus_without_a_response(rng):
 
 
 @pytest.mark.parametrize("model", ["lss", "condition"])
+@pytest.mark.parametrize("noise_model", ["ar1", "ols"])
 @pytest.mark.parametrize("scaling", ["none", "percent", "zscore"])
-def test_voxels_without_signal_are_nan(rng, model, scaling):
+def test_voxels_without_signal_are_nan(rng, model, scaling, noise_model):
     trials, nuisances = simulate_design(rng)
     bolds = [(100 + simulate_noise(rng, 5000)).astype(np.float32) for _ in nuisances]
     bolds[0][:, 0] = 0
@@ -235,7 +319,7 @@ def test_voxels_without_signal_are_nan(rng, model, scaling):
     bolds[0][5, 3] = np.nan
     bolds[1][5, 4999] = np.inf
     bolds[1][:, 4] -= 200  # no percent of a negative mean
-    options = ResponseOptions(model=model, scaling=scaling)
+    options = ResponseOptions(model=model, scaling=scaling, noise_model=noise_model)
     betas, _ = estimate_betas(make_runs(bolds, nuisances), trials, options)
     lost = np.flatnonzero(np.isnan(betas).any(axis=0))
     assert lost.tolist() == [0, 1, 2, 3, *([4] if scaling == "percent" else []), 4999]

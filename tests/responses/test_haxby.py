@@ -1,4 +1,4 @@
-"""Real responses: one slice of Haxby et al. (2001), subject 1, must give the figures known for it."""
+"""Real responses: one slice of Haxby et al. (2001), subject 1, must give the figures known for it (ordinary models)."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from dnnbrain_app.responses.nuisance import build_nuisance
 from dnnbrain_app.responses.options import ResponseOptions
 
 N_RUNS, N_CATEGORIES, TR = 12, 8, 2.5
-OPTIONS = ResponseOptions(model="condition", motion=0, scaling="none")
+OPTIONS = ResponseOptions(model="condition", motion=0, scaling="none", noise_model="ols")
 
 
 @pytest.fixture(scope="module")
