@@ -114,13 +114,13 @@ def main() -> None:
         for name, run in tools.items():
             results[name].append(measure(lambda run=run: run(X, Y, folds)))  # type: ignore[misc]
     medians = {name: np.median(rows, axis=0) for name, rows in results.items()}
-    print(f"ridge encoding: n={n} p={p} V={V}, {len(folds)} folds, {len(GRID)} penalties; median of {arguments.rounds}")
-    print(f"{'':14}{'wall s':>10}{'CPU s':>10}{'x ours':>10}{'(CPU)':>10}{'mean r':>10}")
+    print(f"ridge encoding: n={n} p={p} V={V}, {len(folds)} folds, {len(GRID)} penalties; median of {arguments.rounds}\n")
+    print("| tool | wall s | CPU s | of ours (wall) | of ours (CPU) | mean r |\n|---|---|---|---|---|---|")
     ours = medians["dnnbrain"]
     for name, (wall, cpu, score) in medians.items():
-        print(f"{name:14}{wall:10.3f}{cpu:10.3f}{wall / ours[0]:10.2f}{cpu / ours[1]:10.2f}{score:10.4f}")
+        print(f"| {name} | {wall:.3f} | {cpu:.3f} | {wall / ours[0]:.2f} | {cpu / ours[1]:.2f} | {score:.4f} |")
     products = medians["U'Y products"]
-    print(f"dnnbrain / bare U'Y: {ours[0] / products[0]:.2f} wall, {ours[1] / products[1]:.2f} CPU")
+    print(f"\ndnnbrain / bare U'Y: {ours[0] / products[0]:.2f} wall, {ours[1] / products[1]:.2f} CPU")
 
 
 if __name__ == "__main__":

@@ -78,12 +78,12 @@ def measure(title: str, tools: Tools, rounds: int) -> None:
             times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
     medians = {name: np.median(rows, axis=0) for name, rows in times.items()}
     wall, cpu = medians["dnnbrain"]
-    print(f"{title}; median of {rounds}")
-    print(f"{'':16}{'wall s':>10}{'CPU s':>10}{'x ours':>10}{'(CPU)':>10}{'max |diff|':>14}")
+    print(f"\n{title}; median of {rounds}\n")
+    print("| tool | wall s | CPU s | of ours (wall) | of ours (CPU) | largest difference |\n|---|---|---|---|---|---|")
     for name, (w, c) in medians.items():
         same = results[name].shape == results["dnnbrain"].shape
         difference = f"{np.abs(results[name] - results['dnnbrain']).max():.1e}" if same else "-"
-        print(f"{name:16}{w:10.3f}{c:10.3f}{w / wall:10.2f}{c / cpu:10.2f}{difference:>14}")
+        print(f"| {name} | {w:.3f} | {c:.3f} | {w / wall:.2f} | {c / cpu:.2f} | {difference} |")
 
 
 def main() -> None:

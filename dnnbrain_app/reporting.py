@@ -215,6 +215,7 @@ def collect_facts(config: Config, units: Sequence[Unit], pages: Sequence[UnitRep
             model=responses.model,
             hrf=responses.hrf,
             scaling=responses.scaling,
+            noise_model=responses.noise_model,
             motion=responses.motion,
             compcor=responses.compcor,
             spikes=any("outlier" in name for name in used) if pages else responses.spikes,

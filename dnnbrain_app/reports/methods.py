@@ -40,8 +40,8 @@ class ResponseFacts:
 
     Parameters
     ----------
-    model, hrf, scaling : str
-        ``lss`` or ``condition``; ``glover`` or ``spm``; ``percent`` or ``none``.
+    model, hrf, scaling, noise_model : str
+        ``lss`` or ``condition``; ``glover`` or ``spm``; ``zscore``, ``percent`` or ``none``; ``ar1`` or ``ols``.
     motion, compcor : int
         Number of regressors.
     spikes : bool
@@ -55,6 +55,7 @@ class ResponseFacts:
     model: str
     hrf: str
     scaling: str
+    noise_model: str
     motion: int
     compcor: int
     spikes: bool
@@ -170,6 +171,16 @@ class Methods:
 
 
 Cite = Callable[..., str]
+_NOISE_MODELS = {
+    "ar1": "Noise was modelled as a first-order autoregressive process with one coefficient a voxel, and data and design "
+    "were whitened with it.",
+    "ols": "Noise was taken as white.",
+}
+_SCALINGS = {
+    "zscore": "Responses were expressed in standard deviations of the voxel over the run.",
+    "percent": "Responses were expressed in percent of the voxel's mean over the run.",
+    "none": "Responses were left in the units of the data.",
+}
 
 
 def describe_methods(facts: MethodsFacts) -> Methods:
@@ -277,8 +288,8 @@ def _describe_responses(facts: MethodsFacts, cite: Cite) -> list[str]:
         "lss": "Responses to single trials were estimated by least squares, separately for each trial "
         f"{'' if model.model != 'lss' else cite('lss')}: the model of a trial had one regressor for it and one for all "
         "other trials of its run. Responses to repeated presentations of a stimulus were averaged.",
-        "condition": "One response a stimulus was estimated by ordinary least squares over all runs, with one "
-        "regressor for each stimulus.",
+        "condition": "One response a stimulus was estimated by least squares over all runs, with one regressor for "
+        "each stimulus.",
     }
     said = [kinds.get(model.model, f"Responses were estimated with the model {model.model}.")]
     said.append(f"Trials were convolved with {hrf} and sampled at the time that each volume represents.")
@@ -294,8 +305,8 @@ def _describe_responses(facts: MethodsFacts, cite: Cite) -> list[str]:
     if model.spikes:
         nuisance.append("one regressor for each non-steady-state and each motion-outlier volume")
     said.append(f"The nuisance regressors were {_enumerate(nuisance)}.")
-    if model.scaling == "percent":
-        said.append("Responses were expressed in percent of the voxel's mean over the run.")
+    said.append(_NOISE_MODELS[model.noise_model])
+    said.append(_SCALINGS[model.scaling])
     return said
 
 

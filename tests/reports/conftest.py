@@ -104,7 +104,7 @@ def make_facts() -> MethodsFacts:
         n_stimuli=92,
         fmriprep="25.1.0",
         networks=(NetworkFacts("alexnet", "IMAGENET1K_V1", LAYERS, "resized to 224 pixels", "torchvision"),),
-        responses=ResponseFacts("lss", "glover", "percent", 24, 5, True, 128.0, False),
+        responses=ResponseFacts("lss", "glover", "percent", "ar1", 24, 5, True, 128.0, False),
         encoding=EncodingFacts(10, "stimulus", 1e-5, 1e5, 21, 0.05),
         rsa=RsaFacts(("pearson", "rho-a")),
         atlas="MMP",
