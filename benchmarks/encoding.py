@@ -114,7 +114,7 @@ def main() -> None:
         for name, run in tools.items():
             results[name].append(measure(lambda run=run: run(X, Y, folds)))  # type: ignore[misc]
     medians = {name: np.median(rows, axis=0) for name, rows in results.items()}
-    print(f"ridge encoding: n={n} p={p} V={V}, {len(folds)} folds, {len(GRID)} penalties; median of {arguments.rounds}\n")
+    print(f"n={n} p={p} V={V}, {len(folds)} folds, {len(GRID)} penalties; median of {arguments.rounds}\n")
     print("| tool | wall s | CPU s | of ours (wall) | of ours (CPU) | mean r |\n|---|---|---|---|---|---|")
     ours = medians["dnnbrain"]
     for name, (wall, cpu, score) in medians.items():

@@ -241,7 +241,7 @@ def set_up_environment(run: RunOptions) -> None:
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
         os.environ[name] = threads
     cache = run.work_dir.absolute() / "cache"
-    for name in ("MPLCONFIGDIR", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR"):
+    for name in ("MPLCONFIGDIR", "NUMBA_CACHE_DIR"):
         os.environ.setdefault(name, str(cache))
     os.environ["MPLBACKEND"] = "Agg"
 

@@ -98,6 +98,6 @@ def suggest(name: str, valid: Iterable[str], *, limit: int = 10) -> str:
     valid = list(valid)
     if not valid:
         return "there are none."
-    near = difflib.get_close_matches(name, valid, n=1)
+    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)  # 01 and O1 share one letter of two
     listed = ", ".join(valid[:limit]) + (f", ... ({len(valid)} in all)" if len(valid) > limit else "")
     return (f"did you mean {near[0]!r}? " if near else "") + f"Valid: {listed}."

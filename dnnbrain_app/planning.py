@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -69,7 +69,7 @@ def plan(config: Config) -> str:
     str
         A table with a row for each unit, then the networks, then the totals.
     """
-    units = find_units(config.bids_dir, config.dataset)
+    units = find_units(config.bids_dir, replace(config.dataset, bids_database_dir=None))  # pybids would write it
     check_analyses(config)
     check_places(config.bids_dir, find_output(config), config.run.work_dir)
     networks = [_measure_network(name, config) for name in config.networks.names]

@@ -311,6 +311,11 @@ class Gram:
         """Units of the layer."""
         return int(np.prod(self.shape))
 
+    def take(self, rows: Array) -> Gram:
+        """Return the Gram of some of the stimuli."""
+        X = None if self.X is None else self.X[rows]
+        return Gram(self.layer, self.shape, self.depth, self.K[np.ix_(rows, rows)], self.row_sums[rows], X)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Activations:
@@ -342,6 +347,14 @@ class Activations:
     def names(self) -> tuple[str, ...]:
         """Names of the layers."""
         return tuple(gram.layer for gram in self.layers)
+
+    def take(self, stimuli: tuple[str, ...]) -> Activations:
+        """Return the activations for some of the stimuli, in the order given."""
+        if stimuli == self.stimuli:
+            return self
+        position = {name: i for i, name in enumerate(self.stimuli)}
+        rows = np.array([position[name] for name in stimuli], dtype=int)
+        return Activations(self.network, stimuli, tuple(gram.take(rows) for gram in self.layers), self.provenance)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,7 +14,7 @@ import numpy as np
 
 from dnnbrain_app import __version__
 from dnnbrain_app.config import Config, dump_toml
-from dnnbrain_app.dataset.atlases import read_atlas
+from dnnbrain_app.dataset.atlases import name_atlas, read_atlas
 from dnnbrain_app.dataset.confounds import read_confounds
 from dnnbrain_app.dataset.events import build_trials
 from dnnbrain_app.dataset.images import read_bold, read_unit_space
@@ -234,7 +234,7 @@ def collect_facts(config: Config, units: Sequence[Unit], pages: Sequence[UnitRep
         if "encoding" in analyses
         else None,
         rsa=RsaFacts(config.rsa.comparisons) if "rsa" in analyses else None,
-        atlas=config.dataset.atlas[0].name.partition(".")[0] if config.dataset.atlas else "",
+        atlas=", ".join(dict.fromkeys(map(name_atlas, config.dataset.atlas))),
         regions={name: rule for name, _, rule in (roi.partition("=") for roi in config.dataset.rois)},
         surfaces=tuple(dict.fromkeys(mesh.name for page in pages for mesh in page.meshes.values())),
         software=list_versions(),

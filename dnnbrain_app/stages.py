@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from dnnbrain_app import __version__
 from dnnbrain_app.config import Config
 from dnnbrain_app.dataset.confounds import read_confounds
 from dnnbrain_app.dataset.images import read_bold
+from dnnbrain_app.dataset.roots import find_raw
 from dnnbrain_app.derivatives import names, stores
 from dnnbrain_app.derivatives.ledger import digest_key, stamp
 from dnnbrain_app.derivatives.maps import read_maps, write_maps
@@ -29,6 +31,8 @@ from dnnbrain_app.stimuli.images import read_image
 # Rooms that import torch or scikit-learn are imported where they are used: a run that finds all its results there
 # must not wait for them.
 
+logger = logging.getLogger(__name__)
+STEP = 25  # between INFO and WARNING: what the door shows without -v
 Progress = Callable[[str, int, int], None]
 BETA_UNITS = {
     "zscore": "standard deviations of the voxel over its run",
@@ -93,7 +97,7 @@ def check_analyses(config: Config) -> None:
 
 def find_stimuli_folder(config: Config) -> Path:
     """Return the folder of the stimuli."""
-    return config.stimuli.directory or config.bids_dir / "stimuli"
+    return config.stimuli.directory or find_raw(config.bids_dir) / "stimuli"
 
 
 def find_output(config: Config) -> Path:
@@ -189,6 +193,7 @@ def compute_activations(name: str, stimuli: StimulusSet, session: Session) -> Ac
     known = stores.load_grams(work / "grams", key)
     if known is not None and (target.exists() or not options.save_activations):
         return known
+    logger.log(STEP, "%s looks at %d stimuli", name, len(stimuli))
     network = load_network(name, options)
     layers = choose_layers(list_layers(network), options.layers, network.default_layers)
     with stores.FeatureStore(work / "scratch", session.memory // 4) as store:

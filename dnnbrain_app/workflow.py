@@ -21,6 +21,7 @@ from dnnbrain_app.dataset.atlases import read_atlas
 from dnnbrain_app.dataset.events import build_trials
 from dnnbrain_app.dataset.images import read_unit_space
 from dnnbrain_app.dataset.index import find_derivatives, find_units
+from dnnbrain_app.dataset.roots import find_raw
 from dnnbrain_app.dataset.validation import validate_dataset
 from dnnbrain_app.derivatives import names
 from dnnbrain_app.derivatives.dataset import check_places, check_writable, prepare_dataset
@@ -28,11 +29,12 @@ from dnnbrain_app.derivatives.files import write_text
 from dnnbrain_app.derivatives.ledger import Ledger
 from dnnbrain_app.derivatives.locks import hold_lock
 from dnnbrain_app.derivatives.sidecars import list_versions
-from dnnbrain_app.errors import MissingInputError
+from dnnbrain_app.errors import MissingInputError, TemporaryError, UsageError
 from dnnbrain_app.records import StimulusSet, Unit
 from dnnbrain_app.reporting import report_participant
 from dnnbrain_app.stages import (
     ANALYSES,
+    STEP,
     Progress,
     Session,
     check_analyses,
@@ -48,15 +50,14 @@ from dnnbrain_app.stages import (
 from dnnbrain_app.stimuli.sets import find_stimuli
 
 logger = logging.getLogger(__name__)
-STEP = 25  # between INFO and WARNING: what the door shows without -v
 
 
 def run_participants(config: Config, *, command_line: Sequence[str], progress: Progress) -> int:
     """Analyse every participant selected; returns the exit code.
 
-    A unit that fails does not stop the others: its traceback goes into a crash file, and its participant's report
-    shows the message. The code is 0 when every output asked for exists; that of the failure when all units failed with
-    the same; else 1.
+    A unit that fails does not stop the others, unless the command line is wrong: its traceback goes into a crash file,
+    and its participant's report shows the message. The code is 0 when every output asked for exists; that of the
+    failure when all units failed with the same; else 1.
     """
     units = find_units(config.bids_dir, config.dataset)
     check_analyses(config)
@@ -67,6 +68,8 @@ def run_participants(config: Config, *, command_line: Sequence[str], progress: P
         for unit in theirs:
             try:
                 logger.log(STEP, "%s: %s", unit.label, analyse_unit(unit, session))
+            except UsageError:
+                raise  # the same for every participant
             except Exception as error:
                 failures[unit.label] = error
                 record_failure(unit, error, session)
@@ -89,19 +92,24 @@ def analyse_unit(unit: Unit, session: Session) -> str:
             return "all results are there already"
         space = read_unit_space(unit)
         atlas = read_atlas(config.dataset.atlas, space, config.dataset.rois)
+        analyses = {
+            network: {
+                f"{name} {network}": ANALYSES[name]
+                for name in choose_analyses(config)
+                if f"{name} {network}" in pending
+            }
+            for network in config.networks.names
+        }
+        for network in (network for network, wanted in analyses.items() if wanted):
+            compute_activations(network, stimuli, session)  # first: a wrong name or a missing file costs no GLM
         if "responses" in pending:
             ledger.forget("responses")
             logger.log(STEP, "%s: responses to %d trials in %d runs", unit.label, len(trials), len(unit.runs))
             ledger.record("responses", keys["responses"], estimate_responses(unit, trials, space, session))
         responses = read_responses(unit, space, atlas, stimuli, session)
-        for network in config.networks.names:
-            wanted = {f"{name} {network}": ANALYSES[name] for name in choose_analyses(config)}
-            wanted = {stage: analyse for stage, analyse in wanted.items() if stage in pending}
-            if not wanted:
-                continue
-            logger.log(STEP, "%s: %s looks at %d stimuli", unit.label, network, len(responses.stimuli))
-            activations = compute_activations(network, responses.stimuli, session)
-            for stage, analyse in wanted.items():
+        for network in (network for network, wanted in analyses.items() if wanted):
+            activations = compute_activations(network, stimuli, session).take(responses.stimuli.ids)
+            for stage, analyse in analyses[network].items():
                 ledger.forget(stage)
                 logger.log(STEP, "%s: %s, %d layers", unit.label, stage, len(activations.layers))
                 ledger.record(stage, keys[stage], analyse(responses, activations, session))
@@ -129,6 +137,7 @@ def rebuild_reports(config: Config, *, command_line: Sequence[str]) -> int:
         for unit in theirs:
             if not names.status_file(session.output, unit).exists():
                 failures[unit.label] = MissingInputError(f"{unit.label} has no results yet; run without --reports-only")
+                logger.error("%s", failures[unit.label])
         report(theirs, session, failures)
     return conclude(units, failures, session)
 
@@ -143,7 +152,7 @@ def open_session(config: Config, command_line: Sequence[str], progress: Progress
     if config.run.validate:
         validate_dataset(config.bids_dir)
     derivatives = find_derivatives(config.bids_dir, config.dataset)
-    prepare_dataset(output, config.bids_dir, derivatives, __version__)
+    prepare_dataset(output, find_raw(config.bids_dir), derivatives, __version__)
     if config.run.clean_work_dir:
         for name in ("grams", "scratch", "cache"):
             shutil.rmtree(work / name, ignore_errors=True)
@@ -151,7 +160,7 @@ def open_session(config: Config, command_line: Sequence[str], progress: Progress
     run_id = f"{time.strftime('%Y%m%d-%H%M%S')}_{uuid.uuid4()}"
     record = {"command_line": list(command_line), "versions": list_versions()}
     write_text(names.config_file(output, run_id), dump_toml(config, record))
-    roots = {"": output, "raw": config.bids_dir, **derivatives}
+    roots = {"": output, "raw": find_raw(config.bids_dir), **derivatives}
     return Session(
         config, output, run_id, tuple(command_line), roots, measure_memory(config.run), count_cpus(config.run), progress
     )
@@ -159,6 +168,8 @@ def open_session(config: Config, command_line: Sequence[str], progress: Progress
 
 def report(units: Sequence[Unit], session: Session, failures: dict[str, Exception]) -> None:
     """Report on one participant; a report that cannot be made is a failure like any other, and loses no result."""
+    if any(isinstance(failures.get(unit.label), TemporaryError) for unit in units):
+        return  # whoever holds the lock reports
     try:
         report_participant(units, session, failures)
     except Exception as error:

@@ -33,5 +33,5 @@ class RsaOptions:
 
     comparisons: tuple[str, ...] = field(
         default=("pearson", "spearman", "rho-a"),
-        metadata={"doc": "How two RDMs are compared: pearson, spearman, rho-a."},
+        metadata={"doc": "How two RDMs are compared.", "choices": ("pearson", "spearman", "rho-a")},
     )

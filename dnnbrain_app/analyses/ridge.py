@@ -23,6 +23,7 @@ from scipy.linalg import eigh
 from dnnbrain_app.errors import BadDataError
 from dnnbrain_app.records import Array, Gram
 
+LEAST_RESIDUAL = (3, 0.05)  # degrees of freedom, and share of the training rows, that GCV needs to judge a penalty by
 LARGEST_DOUBLE = 500  # training rows up to which float64 costs no more than a few hundredths of a second
 
 
@@ -36,7 +37,9 @@ class RidgeFold:
     Parameters
     ----------
     alphas : array of shape (n_alphas,)
-        Penalties to choose from.
+        Penalties to choose from: the grid, without the smallest ones where these leave no residual to judge by.
+    n_left_out : int
+        How many of the grid's smallest penalties are left out.
     U : array of shape (n_train, k), float32
         Eigenvectors of the centred training kernel: all of them (k = n_train), or those of a rank-deficient kernel
         that have an eigenvalue (k = n_features).
@@ -51,6 +54,7 @@ class RidgeFold:
     """
 
     alphas: Array
+    n_left_out: int
     U: Array
     s: Array
     T: Array
@@ -70,7 +74,7 @@ class RidgeFold:
         predictions : array of shape (n_test, n_voxels), float32
             Relative to the training mean.
         choice : array of int, shape (n_voxels,)
-            Index of each voxel's penalty in ``alphas``.
+            Index of each voxel's penalty in the whole grid.
         """
         Z = self.U.T @ Y
         energy = Z * Z
@@ -80,7 +84,7 @@ class RidgeFold:
             loss += self.outside[:, None] * np.maximum(remainder, 0)
         choice = loss.argmin(axis=0)
         Z /= np.add.outer(self.s, self.alphas[choice].astype(np.float32))
-        return self.T @ Z, choice
+        return self.T @ Z, choice + self.n_left_out
 
 
 def prepare_ridge(gram: Gram, test: Array, alphas: Array) -> RidgeFold:
@@ -88,6 +92,10 @@ def prepare_ridge(gram: Gram, test: Array, alphas: Array) -> RidgeFold:
 
     Centring is on the training rows only. The features serve instead of the kernel where there are fewer of them than
     training rows (same model, smaller eigenproblem).
+
+    Penalties that leave fewer residual degrees of freedom than three, or than 5 % of the training rows, are not
+    considered. Where a model nearly interpolates, GCV rests on one or two numbers, calls the smallest penalty best by
+    chance, and predictions explode.
 
     Large kernels are decomposed in float32, in half the time. Its eigenvalues are wrong by 1e-7 of the largest, which
     blurs those that should be (nearly) zero and misleads GCV (differences in r up to .01 for a layer with few
@@ -118,9 +126,12 @@ def prepare_ridge(gram: Gram, test: Array, alphas: Array) -> RidgeFold:
     shrinkage = alphas[:, None] / (s + alphas[:, None])
     n_outside = len(train) - len(s)
     residual_dof = shrinkage.sum(axis=1) + n_outside - 1
+    least = max(LEAST_RESIDUAL[0], LEAST_RESIDUAL[1] * len(train))
+    n_left_out = min(int((residual_dof < least).sum()), len(alphas) - 1)
+    alphas, shrinkage, residual_dof = (a[n_left_out:] for a in (alphas, shrinkage, residual_dof))
     weights = (shrinkage / residual_dof[:, None]) ** 2
     outside = residual_dof**-2.0 if n_outside else np.zeros_like(alphas)
-    return RidgeFold(alphas, *(np.asarray(a, dtype=np.float32) for a in (U, s, T, weights, outside)))
+    return RidgeFold(alphas, n_left_out, *(np.asarray(a, dtype=np.float32) for a in (U, s, T, weights, outside)))
 
 
 def _decompose_kernel(gram: Gram, train: Array, test: Array) -> tuple[Array, Array, Array]:

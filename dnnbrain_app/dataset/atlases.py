@@ -119,8 +119,13 @@ def read_atlas(paths: Sequence[Path], space: BrainSpace, rois: Sequence[str]) ->
         raise BadDataError(
             f"atlas {path}: none of its {len(names)} labels has a voxel in the data ({describe_space(space)})"
         )
+    return Atlas(name_atlas(path), regions)
+
+
+def name_atlas(path: Path) -> str:
+    """Name an atlas by the ``atlas`` or ``seg`` entity of its file, else by the file."""
     entities = parse_entities(path.name)
-    return Atlas(entities.get("atlas") or entities.get("seg") or clean_stem(path), regions)
+    return entities.get("atlas") or entities.get("seg") or clean_stem(path)
 
 
 def parse_roi(text: str) -> tuple[str, tuple[str, ...]]:

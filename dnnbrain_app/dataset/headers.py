@@ -15,12 +15,13 @@ from xml.parsers.expat import ExpatError
 import nibabel as nib
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
 from dnnbrain_app.errors import BadDataError, MissingInputError
 
 _DAMAGE = (
     *(OSError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError),
-    *(zlib.error, ImageFileError, HeaderDataError, ExpatError),
+    *(zlib.error, ImageFileError, HeaderDataError, WrapStructError, ExpatError),
 )
 _SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
 

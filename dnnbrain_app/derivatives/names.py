@@ -14,7 +14,7 @@
     OUT/sub-<L>.html   OUT/sub-<L>/figures/                                            report, figures_folder
     OUT/sub-<L>/log/<unit>.json   .lock                                                status_file, lock_file
     OUT/sub-<L>/log/report.json                                                        report_status
-    OUT/sub-<L>/log/<run id>/config.toml   crash-<name>.txt                            config_copy, crash_file
+    OUT/sub-<L>/log/<run id>/crash-<name>.txt                                          crash_file
     OUT/logs/<run id>/config.toml   OUT/logs/CITATION.md                               config_file, citation
     OUT/stimuli/model-<net>/model-<net>_stimuli-<digest>.act.h5                        activations
 
@@ -173,11 +173,6 @@ def status_file(root: Path, unit: Unit) -> Path:
 def lock_file(root: Path, unit: Unit) -> Path:
     """File whose lock keeps two processes from computing the same unit."""
     return status_file(root, unit).with_suffix(".lock")
-
-
-def config_copy(root: Path, participant: str, run_id: str) -> Path:
-    """Copy of the run's configuration beside the participant's crash files."""
-    return _log_folder(root, participant) / run_id / "config.toml"
 
 
 def crash_file(root: Path, participant: str, run_id: str, name: str) -> Path:

@@ -89,7 +89,7 @@ def warn_reader(unit: UnitReport) -> list[str]:
             warnings.append(f"{scores.network}: no voxel is predicted significantly by any layer.")
         if scores.edge_fraction > EDGE:
             warnings.append(
-                f"{scores.network}: in {100 * scores.edge_fraction:.0f} % of the fits of voxels that a layer predicts, the "
-                "ridge penalty is on an edge of its grid. Widen alpha_min and alpha_max."
+                f"{scores.network}: in {100 * scores.edge_fraction:.0f} % of the fits of voxels that a layer predicts, "
+                "the ridge penalty is on an edge of its grid. Widen alpha_min and alpha_max."
             )
     return warnings

@@ -172,8 +172,8 @@ class Methods:
 
 Cite = Callable[..., str]
 _NOISE_MODELS = {
-    "ar1": "Noise was modelled as a first-order autoregressive process with one coefficient a voxel, and data and design "
-    "were whitened with it.",
+    "ar1": "Noise was modelled as a first-order autoregressive process with one coefficient a voxel, and data and "
+    "design were whitened with it.",
     "ols": "Noise was taken as white.",
 }
 _SCALINGS = {

@@ -248,7 +248,6 @@ def output_tree(request, tmp_path, bids_dir, cifti_space, gifti_space, nifti_spa
     write_text(names.figures_folder(root, "01") / "a.svg", "<svg/>")
     write_text(names.citation(root), "# Methods")
     write_text(names.config_file(root, "run"), "")
-    write_text(names.config_copy(root, "01", "run"), "")
     write_text(names.crash_file(root, "01", "run", "unit"), "")
     activations = names.activations(root, "alexnet", "0" * 64)
     write_text(activations, "")

@@ -54,7 +54,6 @@ def test_places_of_reports_and_logs(cifti_space, make_unit):
     assert names.status_file(OUT, unit) == OUT / "sub-01/log/sub-01_task-objects_space-fsLR_den-91k.json"
     assert names.lock_file(OUT, unit) == OUT / "sub-01/log/sub-01_task-objects_space-fsLR_den-91k.lock"
     assert names.config_file(OUT, "r1") == OUT / "logs/r1/config.toml"
-    assert names.config_copy(OUT, "01", "r1") == OUT / "sub-01/log/r1/config.toml"
     assert names.crash_file(OUT, "01", "r1", unit.label).parent == OUT / "sub-01/log/r1"
     assert names.citation(OUT) == OUT / "logs/CITATION.md"
     digest = "0123456789abcdef"
