@@ -68,6 +68,7 @@ FLAGS = (
     Flag(("--omp-nthreads",), "run.omp_nthreads", "Resources and behaviour", "N"),
     Flag(("--mem", "--mem-mb"), "run.memory", "Resources and behaviour", "SIZE"),
     Flag(("--low-mem",), "run.low_mem", "Resources and behaviour"),
+    Flag(("--resource-monitor",), "run.resource_monitor", "Resources and behaviour"),
     Flag(("--output-layout",), "run.output_layout", "Resources and behaviour"),
     Flag(("--stop-on-first-crash",), "run.stop_on_first_crash", "Resources and behaviour"),
     Flag(("--validate",), "run.validate", "Resources and behaviour"),
@@ -170,7 +171,9 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--dry-run", is_flag=True, help="Show what would be done and what it would take; write nothing.")
 @click.option("--reports-only", is_flag=True, help="Build the reports again from the results that are there.")
-@click.option("--boilerplate-only", "--boilerplate", is_flag=True, help="Write the methods text only.")
+@click.option(
+    "--boilerplate-only", "--boilerplate", "--md-only-boilerplate", is_flag=True, help="Write the methods text only."
+)
 @click.option("--list-networks", is_flag=True, help="List the networks that can be named, and stop.")
 @click.option("--list-layers", metavar="NETWORK", help="List the layers of a network, and stop.")
 @click.option(*ACCEPTED, "accepted", is_flag=True, expose_value=False, hidden=True)

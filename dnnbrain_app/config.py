@@ -54,6 +54,9 @@ class RunOptions:
     )
     low_mem: bool = field(default=False, metadata={"doc": "Trade speed for memory: use half of the memory allowed."})
     random_seed: int = field(default=2020, metadata={"doc": "Seed of everything that is drawn."})
+    resource_monitor: bool = field(
+        default=False, metadata={"doc": "Tell in the report how much time and memory the run took so far."}
+    )
     output_layout: str = field(
         default="bids",
         metadata={

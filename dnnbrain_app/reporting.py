@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import resource
 import shlex
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -66,6 +68,7 @@ def report_participant(units: Sequence[Unit], session: Session, failures: Mappin
         configuration=dump_toml(session.config),
         versions={"dnnbrain": __version__, **list_versions()},
         seed=session.config.run.random_seed,
+        resources=measure_resources() if session.config.run.resource_monitor else {},
     )
     dataset = str(read_json(session.config.bids_dir / "dataset_description.json").get("Name", ""))
     report = ParticipantReport(participant, pages, facts, dataset, errors, provenance)
@@ -78,6 +81,16 @@ def report_participant(units: Sequence[Unit], session: Session, failures: Mappin
     write_text(names.citation(root), write_methods(facts))
     ledger.record("report", key, outputs)
     logger.info("sub-%s: report written in %.0f s", participant, time.monotonic() - start)
+
+
+def measure_resources() -> dict[str, str]:
+    """Measure what this process has taken so far."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
+    return {
+        "Processor time": f"{used.ru_utime + used.ru_stime:.0f} s",
+        "Peak memory": f"{used.ru_maxrss * unit / 1024**3:.2f} GB",
+    }
 
 
 def write_boilerplate(config: Config) -> str:

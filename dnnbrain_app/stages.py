@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,18 @@ from dnnbrain_app.derivatives.matrices import write_rdms
 from dnnbrain_app.derivatives.sidecars import describe_map, describe_space, list_versions, make_uri
 from dnnbrain_app.derivatives.tables import read_trials, write_design, write_region_table, write_trials
 from dnnbrain_app.errors import MissingInputError, UsageError
-from dnnbrain_app.records import Activations, Array, Atlas, Betas, BrainSpace, EncodingScores, StimulusSet, Trials, Unit
+from dnnbrain_app.records import (
+    Activations,
+    Array,
+    Atlas,
+    Betas,
+    BrainSpace,
+    EncodingScores,
+    Run,
+    StimulusSet,
+    Trials,
+    Unit,
+)
 from dnnbrain_app.stimuli.images import read_image
 
 # Rooms that import torch or scikit-learn are imported where they are used: a run that finds all its results there
@@ -101,10 +112,11 @@ def find_stimuli_folder(config: Config) -> Path:
 
 
 def find_output(config: Config) -> Path:
-    """Return the output dataset: OUTPUT_DIR, or a folder in it named by the settings."""
+    """Return the output dataset: OUTPUT_DIR, or a folder in it named by the settings, the same for all participants."""
     if config.run.output_layout == "bids":
         return config.output_dir
-    rooms = [config.networks, config.responses, config.encoding, config.rsa, config.dataset, config.stimuli]
+    dataset = replace(config.dataset, participants=())
+    rooms = [config.networks, config.responses, config.encoding, config.rsa, dataset, config.stimuli]
     return config.output_dir / f"dnnbrain-{digest_key([__version__, rooms, config.run.random_seed])[:8]}"
 
 
@@ -129,7 +141,6 @@ def key_analysis(name: str, network: str, responses: str, stimuli: StimulusSet, 
 
 def estimate_responses(unit: Unit, trials: Trials, space: BrainSpace, session: Session) -> list[Path]:
     """Fit the general linear model; write the betas, what each of them is, and the design of each run."""
-    from dnnbrain_app.responses.design import build_design
     from dnnbrain_app.responses.glm import RunData, estimate_betas
     from dnnbrain_app.responses.nuisance import build_nuisance
 
@@ -143,17 +154,9 @@ def estimate_responses(unit: Unit, trials: Trials, space: BrainSpace, session: S
 
     data, kept = estimate_betas(read_runs(), trials, options)
     for number, (run, (nuisance, columns)) in enumerate(zip(unit.runs, nuisances, strict=True)):
-        own = trials.take(trials.run == number)
-        events = build_design(own.onset, own.duration, run.frame_times, options.hrf)
-        titles = [*(f"{name} @ {onset:g} s" for name, onset in zip(own.stimulus, own.onset, strict=True)), *columns]
-        matrix = dict(zip(titles, np.c_[events, nuisance].T, strict=True))
-        about = describe_map(
-            "Design matrix: a regressor for each trial (named by stimulus and onset), then the nuisance regressors",
-            [make_uri(file, session.roots) for file in (run.events, run.confounds) if file],
-            parameters=describe_parameters(options),
-        )
-        outputs += write_design(names.design_table(session.output, run), run.frame_times, matrix, about)
-    labels = [f"{kept.stimulus[i]} {kept.run_labels[kept.run[i]]} {kept.repeat[i] + 1}" for i in range(len(kept))]
+        outputs += write_run_design(run, trials.take(trials.run == number), nuisance, columns, session)
+    shown = zip(kept.stimulus, kept.run, kept.repeat, strict=True)
+    labels = [f"{stimulus} {kept.run_labels[run]} {repeat + 1}" for stimulus, run, repeat in shown]
     about = describe_map(
         "Responses to single stimuli: betas of a general linear model, in the order of the table beside this file",
         describe_sources(unit, session),
@@ -166,6 +169,24 @@ def estimate_responses(unit: Unit, trials: Trials, space: BrainSpace, session: S
     )
     outputs += write_maps(names.beta_map(session.output, unit, options.model), data, labels, space, about)
     return [*outputs, *write_trials(names.beta_trials(session.output, unit, options.model), kept, about)]
+
+
+def write_run_design(
+    run: Run, trials: Trials, nuisance: Array, nuisance_names: tuple[str, ...], session: Session
+) -> list[Path]:
+    """Write a run's design matrix: a regressor for each trial, named by stimulus and onset, then the nuisance."""
+    from dnnbrain_app.responses.design import build_design
+
+    options = session.config.responses
+    events = build_design(trials.onset, trials.duration, run.frame_times, options.hrf)
+    titles = [f"{stimulus} @ {onset:g} s" for stimulus, onset in zip(trials.stimulus, trials.onset, strict=True)]
+    matrix = dict(zip([*titles, *nuisance_names], np.c_[events, nuisance].T, strict=True))
+    about = describe_map(
+        "Design matrix: a regressor for each trial (named by stimulus and onset), then the nuisance regressors",
+        [make_uri(file, session.roots) for file in (run.events, run.confounds) if file],
+        parameters=describe_parameters(options),
+    )
+    return write_design(names.design_table(session.output, run), run.frame_times, matrix, about)
 
 
 def read_responses(
