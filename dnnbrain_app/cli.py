@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import time
 import traceback
@@ -301,6 +302,7 @@ def fail(message: str, code: int) -> NoReturn:
 
 def main(args: list[str] | None = None) -> NoReturn:
     """Run the command; every failure ends here as one message and one exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the time limit of a queue: clean up as for Ctrl-C
     debug = "--debug" in (sys.argv[1:] if args is None else args)
     try:
         code = command.main(args=args, prog_name="dnnbrain", standalone_mode=False)

@@ -227,8 +227,9 @@ def measure_memory(options: RunOptions) -> int:
             words = _read_words(file)
             if words and words[0].isdigit():
                 granted.append(int(words[0]))
-        if os.environ.get("SLURM_MEM_PER_NODE", "").isdigit():
-            granted.append(int(os.environ["SLURM_MEM_PER_NODE"]) * 1024**2)
+        for name, share in (("SLURM_MEM_PER_NODE", 1), ("SLURM_MEM_PER_CPU", count_cpus(options))):
+            if os.environ.get(name, "").isdigit():
+                granted.append(int(os.environ[name]) * share * 1024**2)
         allowed = int(0.8 * min(granted))
     return allowed // 2 if options.low_mem else allowed
 

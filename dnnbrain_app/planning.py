@@ -118,7 +118,9 @@ def _plan_unit(
     features = min(features, measure_memory(config.run) / 4)
     memory = _OVERHEAD + 4.0 * n_voxels * (2 * longest + 2 * rows + 2 * n) + features + 16.0 * layers * n**2
     folds = config.encoding.n_folds
-    encoding = layers * folds * (2.0 * n * n * n_voxels + 60.0 * n * n_voxels + 25.0 * n**3) / speed
+    n_columns = n_voxels + config.encoding.n_null
+    encoding = layers * folds * (2.0 * n * n * n_columns + 60.0 * n * n_columns + 25.0 * n**3) / speed
+    encoding *= "encoding" in choose_analyses(config)
     glm = (2.0 * rows * n_volumes / max(len(unit.runs), 1) * n_voxels + _PASSES * 10.0 * n_volumes * n_voxels) / speed
     seconds = glm + encoding + n * sum(network.seconds_per_image for network in networks) + 5
     row = (

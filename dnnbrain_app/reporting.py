@@ -53,7 +53,10 @@ def report_participant(units: Sequence[Unit], session: Session, failures: Mappin
     status = [names.status_file(root, unit) for unit in units]
     done = [path.read_text(encoding="utf-8") if path.exists() else "" for path in status]
     errors = tuple(f"{unit.label}: {failures[unit.label]}" for unit in units if unit.label in failures)
-    key = digest_key([__version__, done, errors])
+    config = session.config
+    shown = [config.networks, config.responses, config.encoding, config.rsa, config.stimuli, config.dataset.atlas]
+    asked = [config.dataset.rois, config.run.analyses, config.run.random_seed, config.run.resource_monitor]
+    key = digest_key([__version__, done, errors, [unit.label for unit in units], shown, asked])
     ledger = Ledger(names.report_status(root, participant))
     if ledger.is_current("report", key):
         return

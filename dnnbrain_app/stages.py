@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from dnnbrain_app import __version__
 from dnnbrain_app.config import Config
+from dnnbrain_app.dataset.atlases import list_atlas_files
 from dnnbrain_app.dataset.confounds import read_confounds
 from dnnbrain_app.dataset.images import read_bold
 from dnnbrain_app.dataset.roots import find_raw
@@ -32,6 +34,7 @@ from dnnbrain_app.records import (
     Betas,
     BrainSpace,
     EncodingScores,
+    Rdm,
     Run,
     StimulusSet,
     Trials,
@@ -133,7 +136,7 @@ def key_analysis(name: str, network: str, responses: str, stimuli: StimulusSet, 
 
     options = config.networks
     seen = [identify_weights(network, options), options.layers, stimuli.ids, stimuli.digests, options.save_activations]
-    regions = [list(map(stamp, config.dataset.atlas)), config.dataset.rois]
+    regions = [list(map(stamp, list_atlas_files(config.dataset.atlas))), config.dataset.rois]
     groups = list(stimuli.attributes.get(config.encoding.folds_by, ()))
     own = {"encoding": [config.encoding, config.run.random_seed, groups], "rsa": [config.rsa]}
     return digest_key([name, responses, seen, regions, own[name]])
@@ -209,7 +212,8 @@ def compute_activations(name: str, stimuli: StimulusSet, session: Session) -> Ac
     from dnnbrain_app.networks.sources import identify_weights, load_network
 
     options, work = session.config.networks, session.config.run.work_dir
-    key = stores.grams_key(stimuli, identify_weights(name, options), options.layers)
+    identity = {"dnnbrain": __version__, **identify_weights(name, options)}
+    key = stores.grams_key(stimuli, identity, options.layers)
     target = names.activations(session.output, names.to_label(name), key)
     known = stores.load_grams(work / "grams", key)
     if known is not None and (target.exists() or not options.save_activations):
@@ -241,10 +245,15 @@ def compute_activations(name: str, stimuli: StimulusSet, session: Session) -> Ac
 def run_encoding(responses: Responses, activations: Activations, session: Session) -> list[Path]:
     """Predict each voxel from each layer by ridge regression; write maps, and means over regions."""
     from dnnbrain_app.analyses.encoding import score_encoding
-    from dnnbrain_app.analyses.folds import group_stimuli, make_folds
+    from dnnbrain_app.analyses.folds import group_stimuli, make_folds, merge_groups
 
     options, unit, stimuli = session.config.encoding, responses.unit, responses.stimuli
-    groups = group_stimuli(responses.trials, stimuli.ids, options.folds_by, stimuli.attributes)
+    copies = len(stimuli) - len(set(stimuli.digests))
+    if copies:
+        logger.warning("%s: %d stimuli are copies of others; copies stay in one fold", unit.label, copies)
+    groups = merge_groups(
+        group_stimuli(responses.trials, stimuli.ids, options.folds_by, stimuli.attributes), np.array(stimuli.digests)
+    )
     rng = np.random.default_rng(session.config.run.random_seed)
     folds = make_folds(len(stimuli), options.n_folds, rng, groups)
     scores = score_encoding(
@@ -308,8 +317,9 @@ def run_rsa(responses: Responses, activations: Activations, session: Session) ->
     unit, atlas, items = responses.unit, responses.atlas, responses.stimuli.ids
     if atlas is None:
         raise UsageError("--analysis rsa compares regions; name an atlas with --atlas")
-    region_rdms = [compute_rdm(responses.Y[:, mask], items, name) for name, mask in atlas.regions.items()]
-    layer_rdms = [compute_layer_rdm(gram, items) for gram in activations.layers]
+    patterns = {name: responses.Y[:, mask] for name, mask in atlas.regions.items()}
+    region_rdms = gather_rdms(partial(compute_rdm, Y, items, name) for name, Y in patterns.items())
+    layer_rdms = gather_rdms(partial(compute_layer_rdm, gram, items) for gram in activations.layers)
     scores = score_rsa(activations.network, layer_rdms, region_rdms, session.config.rsa.comparisons)
     table = describe_analysis(responses, activations, session, "Similarity between RDMs of layers and of regions")
     brain = describe_map(
@@ -325,7 +335,7 @@ def run_rsa(responses: Responses, activations: Activations, session: Session) ->
         weights=activations.provenance,
         layers=activations.names,
         versions=list_versions(),
-    )
+    ) | {"Responses": describe_parameters(session.config.responses)}
     return [
         *write_region_table(
             names.region_table(session.output, unit, atlas.name, activations.network, "rsa"),
@@ -337,6 +347,27 @@ def run_rsa(responses: Responses, activations: Activations, session: Session) ->
         *write_rdms(names.region_rdms(session.output, unit, atlas.name), region_rdms, brain, "bRDM"),
         *write_rdms(names.layer_rdms(session.output, unit, activations.network), layer_rdms, network, "dRDM"),
     ]
+
+
+def gather_rdms(computations: Iterable[Callable[[], Rdm]]) -> list[Rdm]:
+    """Compute RDMs; one that cannot be (a region outside the field of view, a silent layer) is left out and told.
+
+    Raises
+    ------
+    BadDataError
+        None can be computed.
+    """
+    rdms: list[Rdm] = []
+    reason: BadDataError | None = None
+    for compute in computations:
+        try:
+            rdms.append(compute())
+        except BadDataError as error:
+            reason = error
+            logger.warning("%s; left out of the RSA", error)
+    if reason is not None and not rdms:
+        raise reason
+    return rdms
 
 
 ANALYSES: dict[str, Callable[[Responses, Activations, Session], list[Path]]] = {

@@ -12,7 +12,7 @@ import shutil
 import time
 import traceback
 import uuid
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from itertools import groupby
 
 from dnnbrain_app import __version__
@@ -29,8 +29,8 @@ from dnnbrain_app.derivatives.files import write_text
 from dnnbrain_app.derivatives.ledger import Ledger
 from dnnbrain_app.derivatives.locks import hold_lock
 from dnnbrain_app.derivatives.sidecars import list_versions
-from dnnbrain_app.errors import MissingInputError, TemporaryError, UsageError
-from dnnbrain_app.records import StimulusSet, Unit
+from dnnbrain_app.errors import DnnbrainError, MissingInputError, TemporaryError, UsageError
+from dnnbrain_app.records import StimulusSet, Trials, Unit
 from dnnbrain_app.reporting import report_participant
 from dnnbrain_app.stages import (
     ANALYSES,
@@ -59,32 +59,35 @@ def run_participants(config: Config, *, command_line: Sequence[str], progress: P
     and its participant's report shows the message. The code is 0 when every output asked for exists; that of the
     failure when all units failed with the same; else 1.
     """
-    units = find_units(config.bids_dir, config.dataset)
+    damaged: dict[str, DnnbrainError] = {}
+    units = find_units(config.bids_dir, config.dataset, damaged)
     check_analyses(config)
     session = open_session(config, command_line, progress)
-    failures: dict[str, Exception] = {}
+    failures: dict[str, Exception] = dict(damaged)
+    done: set[str] = set()
+    for label, error in damaged.items():
+        record_failure(label, label, error, session)
     for _, group in groupby(units, key=lambda unit: unit.participant):
         theirs = list(group)
         for unit in theirs:
             try:
                 logger.log(STEP, "%s: %s", unit.label, analyse_unit(unit, session))
+                done.add(unit.label)
             except UsageError:
                 raise  # the same for every participant
             except Exception as error:
                 failures[unit.label] = error
-                record_failure(unit, error, session)
+                record_failure(unit.label, f"sub-{unit.participant}", error, session)
         report(theirs, session, failures)
         if failures and config.run.stop_on_first_crash:
             break
-    return conclude(units, failures, session)
+    return conclude(units, done, failures, session)
 
 
 def analyse_unit(unit: Unit, session: Session) -> str:
     """Take one unit from its events to its maps and tables; returns what was done, in words."""
     config, start = session.config, time.monotonic()
-    trials = build_trials(unit.runs, config.stimuli.column)
-    stimuli = find_stimuli(trials.stimulus, find_stimuli_folder(config))
-    keys = key_stages(unit, stimuli, config)
+    trials, stimuli, keys = survey_unit(unit, config)
     with hold_lock(names.lock_file(session.output, unit)):
         ledger = Ledger(names.status_file(session.output, unit))
         pending = [stage for stage, key in keys.items() if not ledger.is_current(stage, key)]
@@ -116,13 +119,15 @@ def analyse_unit(unit: Unit, session: Session) -> str:
     return f"done in {time.monotonic() - start:.0f} s: {', '.join(pending)}"
 
 
-def key_stages(unit: Unit, stimuli: StimulusSet, config: Config) -> dict[str, str]:
-    """Give each stage of a unit its key, in the order in which they are done."""
+def survey_unit(unit: Unit, config: Config) -> tuple[Trials, StimulusSet, dict[str, str]]:
+    """Find a unit's trials and stimuli, and give each of its stages a key, in the order in which they are done."""
+    trials = build_trials(unit.runs, config.stimuli.column)
+    stimuli = find_stimuli(trials.stimulus, find_stimuli_folder(config))
     keys = {"responses": key_responses(unit, config)}
     for network in config.networks.names:
         for name in choose_analyses(config):
             keys[f"{name} {network}"] = key_analysis(name, network, keys["responses"], stimuli, config)
-    return keys
+    return trials, stimuli, keys
 
 
 def rebuild_reports(config: Config, *, command_line: Sequence[str]) -> int:
@@ -131,15 +136,22 @@ def rebuild_reports(config: Config, *, command_line: Sequence[str]) -> int:
     check_analyses(config)
     session = open_session(config, command_line, lambda *_: None)
     failures: dict[str, Exception] = {}
+    done: set[str] = set()
     for participant, group in groupby(units, key=lambda unit: unit.participant):
         theirs = list(group)
         Ledger(names.report_status(session.output, participant)).forget("report")
         for unit in theirs:
-            if not names.status_file(session.output, unit).exists():
-                failures[unit.label] = MissingInputError(f"{unit.label} has no results yet; run without --reports-only")
+            ledger, keys = Ledger(names.status_file(session.output, unit)), survey_unit(unit, config)[2]
+            absent = [stage for stage, key in keys.items() if not ledger.is_current(stage, key)]
+            if absent:
+                failures[unit.label] = MissingInputError(
+                    f"{unit.label}: no results, with these settings, of {', '.join(absent)}; run without --reports-only"
+                )
                 logger.error("%s", failures[unit.label])
+            else:
+                done.add(unit.label)
         report(theirs, session, failures)
-    return conclude(units, failures, session)
+    return conclude(units, done, failures, session)
 
 
 # Around the units ----------------------------------------------------------------------------------------------------
@@ -174,23 +186,24 @@ def report(units: Sequence[Unit], session: Session, failures: dict[str, Exceptio
         report_participant(units, session, failures)
     except Exception as error:
         failures[f"sub-{units[0].participant} report"] = error
-        record_failure(units[0], error, session)
+        subject = f"sub-{units[0].participant}"
+        record_failure(f"{subject} report", subject, error, session)
 
 
-def record_failure(unit: Unit, error: Exception, session: Session) -> None:
-    """Say what went wrong with a unit, and keep the traceback."""
-    path = names.crash_file(session.output, unit.participant, session.run_id, unit.label)
+def record_failure(label: str, subject: str, error: Exception, session: Session) -> None:
+    """Say what went wrong with a unit, or with a participant, and keep the traceback."""
+    path = names.crash_file(session.output, subject.removeprefix("sub-"), session.run_id, label.replace(" ", "-"))
     write_text(path, "".join(traceback.format_exception(error)))
-    logger.error("%s failed: %s\n         traceback: %s", unit.label, error or type(error).__name__, path)
+    logger.error("%s failed: %s\n         traceback: %s", label, error or type(error).__name__, path)
 
 
-def conclude(units: Sequence[Unit], failures: dict[str, Exception], session: Session) -> int:
+def conclude(units: Sequence[Unit], done: Set[str], failures: dict[str, Exception], session: Session) -> int:
     """Say how it went; returns the exit code."""
     reports = sorted({str(names.report(session.output, unit.participant)) for unit in units})
     shown = ", ".join(reports) if len(reports) <= 3 else f"{session.output}/sub-*.html"
-    n_complete = sum(unit.label not in failures for unit in units)
-    logger.log(STEP, "%d of %d units complete; reports: %s", n_complete, len(units), shown)
+    asked = {unit.label for unit in units} | {label for label in failures if not label.endswith(" report")}
+    logger.log(STEP, "%d of %d units complete; reports: %s", len(done), len(asked), shown)
     codes = {getattr(error, "exit_code", 1) for error in failures.values()}
-    if len(codes) == 1 and not n_complete:
+    if len(codes) == 1 and not done:
         return int(codes.pop())
     return 1 if failures else 0

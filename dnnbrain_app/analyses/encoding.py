@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -17,7 +19,10 @@ from dnnbrain_app.records import Array, EncodingScores, Gram
 
 logger = logging.getLogger(__name__)
 
-LARGEST_CHUNK = 4096  # voxels: wide enough for the matrix product, narrow enough for the caches
+Task = tuple[int, Array]  # a layer, and the rows of a fold
+Chunk = tuple[bool, slice]  # whether permuted, and which voxels
+
+LARGEST_CHUNK = 1024  # voxels: wide enough for the matrix product, narrow enough for the caches
 SMALLEST_CHUNK = 64
 EDGE_WARNING = 0.05  # share of fits at an edge of the grid
 FEW_VOXELS = 20  # too few to warn of
@@ -69,8 +74,8 @@ def score_encoding(
     memory : int
         Bytes to work in: bounds how many folds are fitted at the same time and how many voxels at once.
     n_jobs : int
-        Threads. Folds are fitted side by side, each on its share of the threads, because an eigenproblem uses many
-        threads badly.
+        Threads. Folds are prepared and voxels scored side by side, each on its share of the threads, because an
+        eigenproblem uses many threads badly.
     progress : callable, optional
         Called with (done, total) after each fold of each layer.
 
@@ -93,16 +98,19 @@ def score_encoding(
             )
     null = permute_responses(len(Y), Y.shape[1], options.n_null, rng)
     tasks = [(layer, test) for layer in range(len(grams)) for test in folds]
-    n_workers, width = _divide_work(len(Y), memory, min(n_jobs, len(tasks)))
+    n_workers, width = _divide_work(len(Y), memory, n_jobs)
     totals = np.zeros((len(grams), 5, Y.shape[1]))
     chance = np.zeros((len(grams), len(null)))
     with threadpool_limits(max(n_jobs // n_workers, 1), "blas"), ThreadPoolExecutor(n_workers) as pool:
-        scores = pool.map(lambda task: _score_fold(grams[task[0]], Y, null, task[1], alphas, width), tasks)
+        prepared = _look_ahead(pool, lambda task: prepare_ridge(grams[task[0]], task[1], alphas), tasks, n_workers)
         try:
-            for done, (layer, _) in enumerate(tasks, 1):
-                of_voxels, of_null = next(scores)
-                totals[layer] += of_voxels
-                chance[layer] += of_null
+            for done, ((layer, test), fold) in enumerate(zip(tasks, prepared, strict=True), 1):
+                score = partial(_score_chunk, fold, Y, null, test, alphas)
+                for (permuted, chunk), scores in zip(*_map_chunks(pool, score, Y.shape[1], null, width), strict=True):
+                    if permuted:
+                        chance[layer, chunk] += scores[0]
+                    else:
+                        totals[layer][:, chunk] += scores
                 if progress:
                     progress(done, len(tasks))
         finally:
@@ -143,23 +151,39 @@ def _divide_work(n: int, memory: int, n_jobs: int) -> tuple[int, int]:
     return n_workers, int(np.clip((memory // n_workers - matrices) // column, SMALLEST_CHUNK, LARGEST_CHUNK))
 
 
-def _score_fold(
-    gram: Gram, Y: Array, null: NullResponses, test: Array, alphas: Array, width: int
-) -> tuple[Array, Array]:
-    """Fit on the training rows, predict the test rows, score: real voxels and, for their r, permuted ones."""
-    scores, chance = np.empty((5, Y.shape[1])), np.empty(len(null))
-    with np.errstate(all="ignore"):  # voxels without signal come out as NaN, which is what they should
-        fold = prepare_ridge(gram, test, alphas)
-        for start in range(0, Y.shape[1], width):
-            chunk = slice(start, start + width)
-            scores[:, chunk] = _score_chunk(fold, Y[:, chunk], test, alphas)
-        for chunk, permuted in null.draw(Y, width):
-            chance[chunk] = _score_chunk(fold, permuted, test, alphas)[0]
-    return scores, chance
+def _look_ahead(
+    pool: Executor, work: Callable[[Task], RidgeFold], tasks: Iterable[Task], n: int
+) -> Iterator[RidgeFold]:
+    """Do the tasks in order, the next ``n`` while the result of one is used, so that no worker waits."""
+    waiting: deque[Future[RidgeFold]] = deque()
+    for task in tasks:
+        waiting.append(pool.submit(work, task))
+        if len(waiting) > n:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
-def _score_chunk(fold: RidgeFold, Y: Array, test: Array, alphas: Array) -> Array:
-    """Score some voxels in a fold.
+def _map_chunks(
+    pool: Executor, score: Callable[[bool, slice], Array], n_voxels: int, null: NullResponses, width: int
+) -> tuple[list[Chunk], Iterator[Array]]:
+    """Score all voxels, then the permuted ones, some at a time."""
+    chunks = [(False, slice(start, min(start + width, n_voxels))) for start in range(0, n_voxels, width)]
+    step = max(width // null.width, 1) * null.width
+    chunks += [(True, slice(start, min(start + step, len(null)))) for start in range(0, len(null), step)]
+    return chunks, pool.map(lambda chunk: score(*chunk), chunks)
+
+
+def _score_chunk(
+    fold: RidgeFold,
+    Y: Array,
+    null: NullResponses,
+    test: Array,
+    alphas: Array,
+    permuted: bool,  # noqa: FBT001
+    chunk: slice,
+) -> Array:
+    """Fit some voxels, real or permuted, on the training rows, predict the test rows, and score.
 
     Returns
     -------
@@ -167,21 +191,23 @@ def _score_chunk(fold: RidgeFold, Y: Array, test: Array, alphas: Array) -> Array
         Correlation, log penalty, whether the penalty is on the edge of the grid, and the sums of squares around the
         predictions and around the training mean.
     """
-    Y_train = np.delete(Y, test, axis=0)
-    mean = Y_train.mean(axis=0, dtype=np.float64).astype(Y.dtype)
-    Y_train -= mean
-    predicted, choice = fold.predict(Y_train.astype(np.float32, copy=False))
-    measured = (Y[test] - mean).astype(np.float32, copy=False)
-    error = measured - predicted
-    return np.stack(
-        [
-            _correlate(predicted, measured),
-            np.log(alphas)[choice],
-            (choice == 0) | (choice == len(alphas) - 1),
-            _sum_products(error, error),
-            _sum_products(measured, measured),
-        ]
-    )
+    Y = null.draw(Y, chunk) if permuted else Y[:, chunk]
+    with np.errstate(all="ignore"):  # voxels without signal come out as NaN, which is what they should
+        Y_train = np.delete(Y, test, axis=0)
+        mean = Y_train.mean(axis=0, dtype=np.float64).astype(Y.dtype)
+        Y_train -= mean
+        predicted, choice = fold.predict(Y_train.astype(np.float32, copy=False))
+        measured = (Y[test] - mean).astype(np.float32, copy=False)
+        error = measured - predicted
+        return np.stack(
+            [
+                _correlate(predicted, measured),
+                np.log(alphas)[choice],
+                (choice == 0) | (choice == len(alphas) - 1),
+                _sum_products(error, error),
+                _sum_products(measured, measured),
+            ]
+        )
 
 
 def _sum_products(a: Array, b: Array) -> Array:

@@ -135,6 +135,31 @@ def group_stimuli(trials: Trials, stimuli: Sequence[str], by: str, attributes: M
     return np.asarray(groups)
 
 
+def merge_groups(*groupings: Array | None) -> Array | None:
+    """Put items into one group that share a group in any of the groupings.
+
+    Parameters
+    ----------
+    *groupings : array of shape (n,), or None
+        Labels; None, or labels that are all different, put nothing together.
+
+    Returns
+    -------
+    array of int, shape (n,), or None
+        None where every item is its own group.
+    """
+    numbered = [np.unique(labels, return_inverse=True)[1] for labels in groupings if labels is not None]
+    numbered = [labels for labels in numbered if len(set(labels.tolist())) < len(labels)]
+    if not numbered:
+        return None
+    n = len(numbered[0])
+    rows = np.tile(np.arange(n), len(numbered))
+    columns = np.concatenate([labels + n * (k + 1) for k, labels in enumerate(numbered)])
+    size = n * (len(numbered) + 1)
+    graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(size, size))
+    return np.unique(connected_components(graph, directed=False)[1][:n], return_inverse=True)[1]
+
+
 def _number_sessions(run_labels: Sequence[str]) -> Array:
     """Give each run the number of its session."""
     found = [re.search(r"(?:^|_)ses-([^_]+)", label) for label in run_labels]

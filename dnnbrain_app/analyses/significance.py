@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,14 +34,10 @@ class NullResponses:
     def __len__(self) -> int:
         return len(self.starts) * self.width
 
-    def draw(self, Y: Array, n_voxels: int) -> Iterator[tuple[slice, Array]]:
-        """Yield about ``n_voxels`` columns at a time, (n_stimuli, <= n_voxels), with their places among all."""
-        step = max(n_voxels // self.width, 1)
-        for first in range(0, len(self.starts), step):
-            blocks = zip(self.rows[first : first + step], self.starts[first : first + step], strict=True)
-            columns = [Y[order, start : start + self.width] for order, start in blocks]
-            place = first * self.width
-            yield slice(place, place + len(columns) * self.width), np.concatenate(columns, axis=1)
+    def draw(self, Y: Array, chunk: slice) -> Array:
+        """Draw the columns of ``chunk``, whole blocks, as (n_stimuli, n_voxels)."""
+        blocks = range(chunk.start // self.width, chunk.stop // self.width)
+        return np.concatenate([Y[self.rows[i], self.starts[i] : self.starts[i] + self.width] for i in blocks], axis=1)
 
 
 def permute_responses(n_stimuli: int, n_voxels: int, n_null: int, rng: np.random.Generator) -> NullResponses:

@@ -186,6 +186,13 @@ def _choose_atlas(paths: Sequence[Path], space: BrainSpace) -> tuple[Path, Array
     return fitting[0]
 
 
+def list_atlas_files(paths: Sequence[Path]) -> list[Path]:
+    """List all the files that atlases are read from: both hemispheres, and the look-up table of a volume."""
+    files = [file for pair in _pair_hemispheres(paths) for file in pair]
+    tables = [_find_lookup(path) for path in files if path.name.endswith((".nii.gz", ".nii"))]
+    return [*(file for file in files if file.exists()), *(table for table in tables if table is not None)]
+
+
 def _pair_hemispheres(paths: Iterable[Path]) -> list[tuple[Path, ...]]:
     groups: list[tuple[Path, ...]] = []
     for path in paths:
@@ -253,14 +260,20 @@ def _read_dseg(image: Any, labels: _Labels, path: Path) -> None:
     labels.volume, labels.affine = labels.encode(data.astype(int), _read_lookup(path)), image.affine
 
 
-def _read_lookup(path: Path) -> dict[int, str]:
-    """Read the ``.tsv`` of a dseg: of its own name, or of a less specific one beside it."""
+def _find_lookup(path: Path) -> Path | None:
+    """Find the ``.tsv`` of a dseg: of its own name, or of a less specific one beside it."""
     entities = parse_entities(path.name)
     beside = [other for other in path.parent.glob("*_dseg.tsv") if applies_to(parse_entities(other.name), entities)]
     own = path.with_name(path.name.partition(".")[0] + ".tsv")
-    table_path = own if own.exists() else max(beside, key=lambda other: len(other.name), default=None)
+    return own if own.exists() else max(beside, key=lambda other: len(other.name), default=None)
+
+
+def _read_lookup(path: Path) -> dict[int, str]:
+    table_path = _find_lookup(path)
     if table_path is None:
-        raise MissingInputError(f"atlas {path}: its table of labels {own.name} (columns index and name) is not there")
+        raise MissingInputError(
+            f"atlas {path}: its table of labels {path.name.partition('.')[0]}.tsv (columns index and name) is not there"
+        )
     table = read_table(table_path)
     if not {"index", "name"} <= set(table.columns):
         raise BadDataError(f"{table_path}: columns index and name are needed; there are: {', '.join(table.columns)}")

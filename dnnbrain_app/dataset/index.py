@@ -47,7 +47,7 @@ class _Derived:
     participants: frozenset[str]
 
 
-def find_units(bids_dir: Path, options: DatasetOptions) -> list[Unit]:
+def find_units(bids_dir: Path, options: DatasetOptions, failures: dict[str, DnnbrainError] | None = None) -> list[Unit]:
     """Find what there is to compute.
 
     Parameters
@@ -56,6 +56,8 @@ def find_units(bids_dir: Path, options: DatasetOptions) -> list[Unit]:
         Raw BIDS dataset; or its fMRIPrep derivative, where ``DatasetLinks`` lead to raw data on this machine.
     options : DatasetOptions
         Filters and places.
+    failures : dict, optional
+        Where given, a participant whose files are damaged is left out, and why is put here under ``sub-<label>``.
 
     Returns
     -------
@@ -71,7 +73,7 @@ def find_units(bids_dir: Path, options: DatasetOptions) -> list[Unit]:
     UsageError
         The derivatives or a space are ambiguous; the filter file is wrong.
     BadDataError
-        A BOLD file is damaged, or contradicts its sidecar.
+        A BOLD file is damaged, or contradicts its sidecar (of every participant, where `failures` is given).
     """
     raw_dir = find_raw(bids_dir)
     derivatives = find_derivatives(bids_dir, options)
@@ -85,8 +87,8 @@ def find_units(bids_dir: Path, options: DatasetOptions) -> list[Unit]:
     }
     derived = _index_derived(listed, options, filters)
     variants = choose_variants((variant for _, variant in derived.series), options.spaces)
-    units = _gather_units(raw, derived, variants, raw_dir)
-    there = {unit.participant for unit in units}
+    units = _gather_units(raw, derived, variants, raw_dir, failures)
+    there = {unit.participant for unit in units} | {label.removeprefix("sub-") for label in failures or ()}
     absent = [label for label in participants if label not in there]
     _report_absent(absent, derived, listed, variants, explicit=bool(options.participants))
     logger.info("%d participants, %d units, %d runs", len(there), len(units), sum(len(unit.runs) for unit in units))
@@ -202,9 +204,16 @@ def _report_absent(
         logger.warning("%s; skipped", message)
 
 
-def _gather_units(raw: _Raw, derived: _Derived, variants: Sequence[Variant], raw_dir: Path) -> list[Unit]:
+def _gather_units(
+    raw: _Raw,
+    derived: _Derived,
+    variants: Sequence[Variant],
+    raw_dir: Path,
+    failures: dict[str, DnnbrainError] | None,
+) -> list[Unit]:
     groups: dict[tuple[str, str, Variant], list[Run]] = defaultdict(list)
     skipped: dict[str, list[str]] = defaultdict(list)
+    broken: dict[str, DnnbrainError] = {}
     for (key, variant), files in derived.series.items():
         if variant not in variants:
             continue
@@ -213,9 +222,18 @@ def _gather_units(raw: _Raw, derived: _Derived, variants: Sequence[Variant], raw
         if events is None:
             skipped[entities.get("task", "")].append(files[0].name)
         else:
-            groups[entities["sub"], entities.get("task", ""), variant].append(
-                _build_run(entities, key, variant, events, raw, derived)
-            )
+            try:
+                run = _build_run(entities, key, variant, events, raw, derived)
+            except DnnbrainError as error:
+                broken.setdefault(entities["sub"], error)
+            else:
+                groups[entities["sub"], entities.get("task", ""), variant].append(run)
+    # a participant with a broken run is left out whole: with fewer runs its results would look like the others'
+    groups = {unit: runs for unit, runs in groups.items() if unit[0] not in broken}
+    if broken and (failures is None or not groups):
+        raise next(iter(broken.values()))
+    if failures is not None:
+        failures.update({f"sub-{label}": error for label, error in broken.items()})
     if not groups:
         names = [name for found in skipped.values() for name in found]
         raise MissingInputError(

@@ -3,7 +3,7 @@ import logging
 import numpy as np
 import pytest
 
-from dnnbrain_app.analyses.folds import group_stimuli, make_folds
+from dnnbrain_app.analyses.folds import group_stimuli, make_folds, merge_groups
 from dnnbrain_app.errors import BadDataError, UnknownNameError, UsageError
 from dnnbrain_app.records import Trials
 
@@ -100,3 +100,12 @@ def test_stimuli_are_grouped_by_a_column():
 def test_groupings_that_cannot_be(stimuli, run, labels, by, error, words):
     with pytest.raises(error, match=words):
         group_stimuli(_trials(list(stimuli), run, labels), sorted(set(stimuli)), by, {"category": np.zeros(4)})
+
+
+def test_merged_groups_join_what_any_grouping_joins():
+    by_run = np.array([0, 0, 1, 1, 2, 3])
+    copies = np.array(["a", "b", "b", "c", "d", "e"])
+    assert len(set(merge_groups(by_run, copies)[:4])) == 1
+    assert len(set(merge_groups(by_run, copies))) == 3
+    assert merge_groups(None, np.array(["a", "b", "c"])) is None
+    assert merge_groups(None, np.array(["a", "b", "a"])).tolist() == [0, 1, 0]

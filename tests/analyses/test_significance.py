@@ -82,9 +82,8 @@ def test_permutations_keep_each_voxel_and_draw_the_same_in_any_chunk(rng):
     Y = rng.standard_normal((10, 100)).astype(np.float32)
     null = permute_responses(10, 100, 300, rng)
     assert len(null) == 320
-    drawn = np.concatenate([columns for _, columns in null.draw(Y, 64)], axis=1)
-    assert [place.stop for place, _ in null.draw(Y, 130)] == [128, 256, 320]
-    assert np.array_equal(drawn, np.concatenate([columns for _, columns in null.draw(Y, 1000)], axis=1))
+    drawn = null.draw(Y, slice(0, 320))
+    assert np.array_equal(drawn[:, 128:256], null.draw(Y, slice(128, 256)))
     sources = {tuple(np.sort(column)) for column in Y.T}
     assert all(tuple(np.sort(column)) in sources for column in drawn.T)
     assert len({tuple(order) for order in null.rows}) == 5
