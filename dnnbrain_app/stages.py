@@ -26,7 +26,7 @@ from dnnbrain_app.derivatives.maps import read_maps, write_maps
 from dnnbrain_app.derivatives.matrices import write_rdms
 from dnnbrain_app.derivatives.sidecars import describe_map, describe_space, list_versions, make_uri
 from dnnbrain_app.derivatives.tables import read_trials, write_design, write_region_table, write_trials
-from dnnbrain_app.errors import MissingInputError, UsageError
+from dnnbrain_app.errors import BadDataError, MissingInputError, UsageError
 from dnnbrain_app.records import (
     Activations,
     Array,
