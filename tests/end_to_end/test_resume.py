@@ -222,3 +222,56 @@ def test_the_first_crash_can_be_the_last(copied: Any, tmp_path: Path, run_dnnbra
     outcome = run_dnnbrain(copied.path, tmp_path / "out", "participant", *options)
     assert outcome.code != 0
     assert not list((tmp_path / "out").glob("sub-02*"))
+
+
+def test_a_file_without_content_leaves_out_its_participant_whole(
+    copied: Any, tmp_path: Path, run_dnnbrain: Callable[..., Any]
+) -> None:
+    """A git-annex pointer where the data should be is found before anything is computed."""
+    name = "*run-02*desc-preproc_bold.nii.gz"
+    bad = next((copied.path / "derivatives" / "fmriprep" / "sub-02").rglob(name))
+    bad.write_bytes(b"/annex/objects/MD5E-s1--0.nii.gz\n")
+    space = "MNI152NLin2009cAsym"
+    args = [copied.path, tmp_path / "out", "participant", *copied.options(space), "-w", tmp_path / "work"]
+    outcome = run_dnnbrain(*args)
+    assert outcome.code == 1
+    assert f"sub-02 failed: {bad}" in outcome.err
+    assert "1 of 2 units complete" in outcome.err
+    assert (tmp_path / "out" / "sub-01.html").exists()
+    assert not list((tmp_path / "out" / "sub-02").rglob("*_statmap*"))
+    assert list((tmp_path / "out" / "sub-02").rglob("crash-sub-02.txt"))
+
+
+def test_regions_that_were_renamed_are_seen(
+    copied: Any, again: Path, volume: list[str], run_dnnbrain: Callable[..., Any]
+) -> None:
+    """The names of a volume's regions are in a table beside it."""
+    options = [
+        word.replace(str(volume[volume.index("--atlas") + 1].partition("/derivatives")[0]), str(copied.path))
+        for word in volume
+    ]
+    assert run_dnnbrain(copied.path, again / "out", "participant", *options, "-w", again / "work").code == 0
+    table = next((copied.path / "derivatives" / "atlas").rglob("*_dseg.tsv"))
+    table.write_text(table.read_text().replace("EARLY", "V1"))
+    outcome = run_dnnbrain(copied.path, again / "out", "participant", *options, "-w", again / "work")
+    assert outcome.code == 0, outcome.err
+    scores = next((again / "out").rglob("*MNI*desc-rsa_statmap.tsv"))
+    assert "\nV1\t" in scores.read_text()
+    assert "EARLY" not in scores.read_text()
+
+
+def test_copies_of_a_stimulus_share_a_fold(copied: Any, tmp_path: Path, run_dnnbrain: Callable[..., Any]) -> None:
+    """Stimuli named anew in every run are still the same images: not to be learnt in one run and tested in another."""
+    for events in copied.path.rglob("*run-02_events.tsv"):
+        lines = [line.split("\t") for line in events.read_text().splitlines()]
+        column = lines[0].index("stim_file")
+        for line in lines[1:]:
+            old = copied.path / "stimuli" / line[column]
+            shutil.copy(old, old.with_name(f"again{old.name}"))
+            line[column] = str(old.with_name(f"again{old.name}").relative_to(copied.path / "stimuli"))
+        events.write_text("\n".join("\t".join(line) for line in lines) + "\n")
+    options = [*copied.options("MNI152NLin2009cAsym", atlas=False), "--participant-label", "01"]
+    args = [copied.path, tmp_path / "out", "participant", *options, "-w", tmp_path / "work"]
+    outcome = run_dnnbrain(*args)
+    assert outcome.code == 0, outcome.err
+    assert "24 stimuli are copies of others; copies stay in one fold" in outcome.err
