@@ -9,6 +9,7 @@ EfficientNet-Lite0. The BOLD is simulated (see ``simulate.py``).
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -86,9 +87,12 @@ def main() -> None:
     images = cut_photographs()
     categories = [name.split("/")[0] for name in images]
     print(f"Simulating one participant who sees {len(images)} images in each of 4 runs ...", flush=True)
+    unfinished = out.with_name(f"{out.name}.part")  # an interrupted run must not look like a dataset
+    shutil.rmtree(unfinished, ignore_errors=True)
     write_dataset(
-        out, images, compute_kernels(images), ("fsaverage5",), Design(soa=3.0, snr=3.0), {"category": categories}
+        unfinished, images, compute_kernels(images), ("fsaverage5",), Design(soa=3.0, snr=3.0), {"category": categories}
     )
+    unfinished.rename(out)
     print(f"Made {out}: real photographs, simulated BOLD", flush=True)
 
 
