@@ -2,6 +2,7 @@
 
     python benchmarks/encoding.py                 # n=1000, p=4096, V=5000: a fully connected layer, a few regions
     python benchmarks/encoding.py --size large    # n=2000, p=9216, V=10000
+    python benchmarks/encoding.py --size many     # n=5000, 20 000, 60 000, p=512, V=1000: ours alone, and its memory
 
 All get the same outer folds and the same penalties relative to the training kernel, choose a penalty for each voxel,
 and are scored by the mean over folds of the held-out correlation. Tools alternate; medians of several rounds.
@@ -10,9 +11,14 @@ and are scored by the mean over folds of the held-out correlation. Tools alterna
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
+import resource
+import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import numpy as np
 from himalaya.kernel_ridge import KernelRidgeCV
@@ -28,6 +34,10 @@ OPTIONS = EncodingOptions(n_folds=5, n_alphas=15, n_null=1)  # no permutations: 
 GRID = np.geomspace(OPTIONS.alpha_min, OPTIONS.alpha_max, OPTIONS.n_alphas)
 
 Scores = list[Array]  # one array of correlations a fold
+
+MANY = (5000, 20_000, 60_000)
+WIDTH, N_VOXELS = 512, 1000
+MANY_MEMORY = 2**29
 
 
 def simulate(n: int, p: int, V: int, rng: np.random.Generator) -> tuple[Array, Array]:
@@ -94,12 +104,71 @@ def measure(function: Callable[[], float]) -> tuple[float, float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu, score
 
 
+def write_many(n: int, folder: Path, rng: np.random.Generator) -> None:
+    """Write features to a file, and responses: in half of the voxels signal, as strong as the noise."""
+    X = np.lib.format.open_memmap(folder / "X.npy", mode="w+", dtype=np.float32, shape=(n, WIDTH))
+    Y = np.lib.format.open_memmap(folder / "Y.npy", mode="w+", dtype=np.float32, shape=(n, N_VOXELS))
+    weights = rng.standard_normal((WIDTH, N_VOXELS // 2), dtype=np.float32)
+    weights /= np.linalg.norm(weights, axis=0)
+    for start in range(0, n, 1000):
+        block = rng.standard_normal((1000, WIDTH), dtype=np.float32)
+        X[start : start + 1000] = block + 1
+        Y[start : start + 1000] = rng.standard_normal((1000, N_VOXELS), dtype=np.float32)
+        Y[start : start + 1000, : N_VOXELS // 2] += block @ weights
+
+
+def score_many(folder: Path) -> tuple[float, ...]:
+    """Score all, in a process of its own: time, memory, and what came out."""
+    X, Y = np.load(folder / "X.npy", mmap_mode="r"), np.load(folder / "Y.npy")
+    gram = Gram("layer", (WIDTH,), 0, None, np.zeros(len(X)), X)
+    folds = make_folds(len(X), OPTIONS.n_folds, np.random.default_rng(0))
+    n_jobs = os.cpu_count() or 1
+    product = min(measure(lambda: float((X.T @ Y)[0, 0]))[1] for _ in range(3))
+    before = peak_memory()
+    wall, cpu = time.perf_counter(), time.process_time()
+    scores = score_encoding(
+        "net", [gram], Y, folds, OPTIONS, rng=np.random.default_rng(0), memory=MANY_MEMORY, n_jobs=n_jobs
+    )
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    signal, noise = scores.r[0, : N_VOXELS // 2], scores.r[0, N_VOXELS // 2 :]
+    used = peak_memory()
+    return wall, cpu, cpu / product, used / 1e6, (used - before) / 1e6, signal.mean(), noise.mean(), np.abs(noise).max()
+
+
+def peak_memory() -> int:
+    """Largest resident size so far, in bytes; pages of mapped files count."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def compare_many() -> None:
+    """Print how time and memory grow with the number of stimuli."""
+    print(
+        f"p={WIDTH} V={N_VOXELS}, {OPTIONS.n_folds} folds, {len(GRID)} penalties, {MANY_MEMORY / 1e6:.0f} MB allowed\n"
+    )
+    print(
+        "| n | X MB | Y MB | wall s | CPU s | CPU of bare X'Y | peak MB | beyond X, Y and libraries MB "
+        "| r with signal (.707) | r in noise | largest |\n" + "|---" * 11 + "|"
+    )
+    for n in MANY:
+        with tempfile.TemporaryDirectory() as name:
+            write_many(n, Path(name), np.random.default_rng(0))
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                wall, cpu, ratio, peak, extra, signal, noise, most = pool.submit(score_many, Path(name)).result()
+        print(
+            f"| {n} | {n * WIDTH * 4e-6:.0f} | {n * N_VOXELS * 4e-6:.0f} | {wall:.2f} | {cpu:.2f} | {ratio:.2f} "
+            f"| {peak:.0f} | {extra:.0f} | {signal:.4f} | {noise:.4f} | {most:.4f} |"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=SIZES, default="medium")
+    parser.add_argument("--size", choices=(*SIZES, "many"), default="medium")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--against", nargs="*", choices=("himalaya", "sklearn"), default=("himalaya", "sklearn"))
     arguments = parser.parse_args()
+    if arguments.size == "many":
+        compare_many()
+        return
     n, p, V = SIZES[arguments.size]
     rng = np.random.default_rng(0)
     X, Y = simulate(n, p, V, rng)

@@ -73,7 +73,7 @@ def compute_kernels(images: dict[str, Image.Image]) -> dict[str, np.ndarray]:
         layer = network.default_layers[number]
         blocks[layer].register_forward_hook(lambda _m, _i, out, region=region: outputs.update({region: out.flatten(1)}))
     with torch.inference_mode():
-        network.model(batch)
+        network.model(network.normalize(batch))
     return {region: (x.double() @ x.double().T).numpy() for region, x in outputs.items()}
 
 

@@ -22,11 +22,11 @@ import click
 from dnnbrain_app import __version__
 from dnnbrain_app.config import Config, RunOptions, Settings, build_config, count_cpus, find_setting, read_toml
 from dnnbrain_app.errors import DnnbrainError, UsageError
+from dnnbrain_app.session import STEP
 
-LEVELS = ("participant",)
+LEVELS = ("stimulus", "participant")
 INTERRUPTED = 130
 DASHES = ("\N{EN DASH}", "\N{EM DASH}", "\N{MINUS SIGN}")
-STEP = 25  # between INFO and WARNING: what the run is doing, shown without -v
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +50,17 @@ FLAGS = (
     Flag(("--bids-database-dir",), "dataset.bids_database_dir", "What to analyse", "DIR"),
     Flag(("--stimuli-dir",), "stimuli.directory", "Stimuli", "DIR"),
     Flag(("--stim-column",), "stimuli.column", "Stimuli", "NAME"),
+    Flag(("--stimulus-file",), "stimuli.file", "Stimuli", "FILE"),
     Flag(("--network",), "networks.names", "Networks", "NAME..."),
     Flag(("--layers",), "networks.layers", "Networks", "LAYER..."),
+    Flag(("--dnn-mask",), "networks.dnn_mask", "Networks", "FILE"),
+    Flag(("--pool",), "networks.pooling", "Networks", "[LAYER=]METHOD..."),
     Flag(("--weights",), "networks.weights", "Networks", "FILE"),
+    Flag(("--weights-dir",), "networks.weights_dir", "Networks", "DIR"),
     Flag(("--device",), "networks.device", "Networks", "DEVICE"),
     Flag(("--batch-size",), "networks.batch_size", "Networks", "N"),
+    Flag(("--precision",), "networks.precision", "Networks"),
+    Flag(("--projection",), "networks.projection", "Networks", "N"),
     Flag(("--save-activations",), "networks.save_activations", "Networks"),
     Flag(("--analysis",), "run.analyses", "Analyses", "NAME..."),
     Flag(("--response-model",), "responses.model", "Analyses"),
@@ -177,6 +183,12 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--list-networks", is_flag=True, help="List the networks that can be named, and stop.")
 @click.option("--list-layers", metavar="NETWORK", help="List the layers of a network, and stop.")
+@click.option(
+    "--fetch-weights",
+    metavar="NETWORK...",
+    multiple=True,
+    help="Download the weights of networks into --weights-dir or TORCH_HOME, check them, and stop.",
+)
 @click.option(*ACCEPTED, "accepted", is_flag=True, expose_value=False, hidden=True)
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.option("-v", "--verbose", count=True, help="Say more; -vv: everything.")
@@ -185,11 +197,12 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
 def command(**given: Any) -> int:
     """Map deep neural networks to brains.
 
-    BIDS_DIR is the raw dataset (read only), OUTPUT_DIR the derivative to write, ANALYSIS_LEVEL is participant.
+    BIDS_DIR is the raw dataset (read only), OUTPUT_DIR the derivative to write, ANALYSIS_LEVEL is participant, or
+    stimulus: the networks look at the whole stimulus set, and no participant is needed.
     """
     set_up_logging(given["verbose"], quiet=given["quiet"])
     places = [given[name] for name in ("bids_dir", "output_dir", "analysis_level")]
-    listing = given["list_networks"] or given["list_layers"] is not None
+    listing = given["list_networks"] or given["list_layers"] is not None or given["fetch_weights"]
     if not listing and None in places:
         raise UsageError("write the three arguments first: dnnbrain BIDS_DIR OUTPUT_DIR participant [OPTIONS]")
     layers = [read_toml(given["config_file"])] if given["config_file"] else []
@@ -207,10 +220,14 @@ def dispatch(config: Config, given: dict[str, Any]) -> int:
         click.echo(planning.list_networks())
     elif given["list_layers"]:
         click.echo(planning.list_layers(given["list_layers"], config.networks))
+    elif given["fetch_weights"]:
+        click.echo(planning.fetch_weights(given["fetch_weights"], config.networks, Progress()))
     elif given["dry_run"]:
         click.echo(planning.plan(config))
     elif given["boilerplate_only"]:
         click.echo(reporting.write_boilerplate(config))
+    elif config.level == "stimulus":
+        return workflow.run_stimuli(config, command_line=sys.argv, progress=Progress())
     elif given["reports_only"]:
         return workflow.rebuild_reports(config, command_line=sys.argv)
     else:

@@ -250,7 +250,7 @@ def _coerce(name: str, value: Any, kind: Any, metadata: Mapping[str, Any]) -> An
             _coerce(name, item, get_args(kind)[0], {k: v for k, v in metadata.items() if k == "choices"})
             for item in items
         ]
-        return tuple(dict.fromkeys(coerced))
+        return tuple(coerced if metadata.get("repeats") else dict.fromkeys(coerced))
     wanted = next((k for k in get_args(kind) if k is not type(None)), kind)
     if wanted is Path and isinstance(value, str | Path):
         return Path(value).expanduser()
@@ -290,16 +290,20 @@ def _plain(value: Any) -> Any:
 
 def _check(config: Config) -> None:
     """Refuse settings that contradict themselves, before any work is done."""
-    encoding, run = config.encoding, config.run
+    encoding, networks, run = config.encoding, config.networks, config.run
     if run.memory:
         parse_memory(run.memory)
-    if not config.networks.names:
+    if not networks.names:
         raise UsageError("networks.names is empty; name at least one network with --network")
     for name, value, least in (
         ("encoding.n_folds", encoding.n_folds, 2),
         ("encoding.n_alphas", encoding.n_alphas, 1),
         ("encoding.n_null", encoding.n_null, 1000),
-        ("networks.batch_size", config.networks.batch_size, 1),
+        ("networks.batch_size", networks.batch_size, 1),
+        ("networks.projection", networks.projection, 0),
+        ("networks.clip_frames", networks.clip_frames, 1),
+        ("networks.image_size", networks.image_size, 1),
+        ("networks.n_top", networks.n_top, 1),
         ("run.random_seed", run.random_seed, 0),
         ("run.n_cpus", run.n_cpus, 0),
         ("responses.compcor", config.responses.compcor, 0),
@@ -312,8 +316,18 @@ def _check(config: Config) -> None:
             f"encoding.alpha_min = {encoding.alpha_min:g} and alpha_max = {encoding.alpha_max:g} "
             "must be positive, finite and in order"
         )
-    if config.networks.weights is not None and len(config.networks.names) > 1:
+    _check_networks(networks)
+
+
+def _check_networks(networks: NetworkOptions) -> None:
+    if networks.weights is not None and len(networks.names) > 1:
         raise UsageError(
-            f"--weights {config.networks.weights} is for one network, but {len(config.networks.names)} are named; "
-            "run them one by one"
+            f"--weights {networks.weights} is for one network, but {len(networks.names)} are named; run them one by one"
         )
+    if networks.dnn_mask is not None and networks.layers != ("main",):
+        raise UsageError(f"--dnn-mask {networks.dnn_mask} names the layers itself; leave --layers out")
+    for name, values in (("networks.mean", networks.mean), ("networks.std", networks.std)):
+        if len(values) != 3 or not all(map(math.isfinite, values)):
+            raise UsageError(f"{name} = {list(values)} must be three numbers, one for each of red, green and blue")
+    if min(networks.std) <= 0:
+        raise UsageError(f"networks.std = {list(networks.std)} must be positive")

@@ -1,4 +1,4 @@
-"""What would be done, and what it would take: ``--dry-run`` and the listings. Nothing here writes."""
+"""What would be done, and what it would take: ``--dry-run``, the listings, and fetching weights beforehand."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
+from dnnbrain_app.activations import FROM_FILE, choose_reduced, measure_file, plan_features
 from dnnbrain_app.config import Config, count_cpus, measure_memory
 from dnnbrain_app.dataset.events import build_trials
 from dnnbrain_app.dataset.index import find_units
 from dnnbrain_app.derivatives.dataset import check_places
 from dnnbrain_app.errors import DnnbrainError
+from dnnbrain_app.network_stages import list_stimulus_names
 from dnnbrain_app.networks.options import NetworkOptions
 from dnnbrain_app.records import Unit
+from dnnbrain_app.session import Progress
 from dnnbrain_app.stages import check_analyses, choose_analyses, find_output, find_stimuli_folder
 from dnnbrain_app.stimuli.sets import find_missing
 
@@ -31,17 +35,34 @@ class _Network:
     """A network's size, from a dry run of two images."""
 
     name: str
-    n_layers: int
-    n_features: int
+    sizes: tuple[int, ...]
     seconds_per_image: float
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.sizes)
+
+    @property
+    def n_features(self) -> int:
+        return sum(self.sizes)
 
 
 def list_networks() -> str:
-    """List the networks that can be named."""
+    """List the networks that can be named, by where they come from."""
+    from dnnbrain_app.networks.sources import describe_sources
+
+    return describe_sources()
+
+
+def fetch_weights(names: Sequence[str], options: NetworkOptions, progress: Progress) -> str:
+    """Download the weights of networks; returns where each now is. The only thing here that writes, and downloads."""
     from dnnbrain_app.networks import sources
 
-    listed = "\n".join(sources.list_networks())
-    return f"{listed}\nmodule:callable (your own: returns a torch module, or (module, transform), or (..., layers))"
+    lines = []
+    for name in names:
+        path = sources.fetch_weights(name, options, partial(progress, f"{name}: MB"))
+        lines.append(f"{name}: {path}")
+    return "\n".join(lines)
 
 
 def list_layers(name: str, options: NetworkOptions) -> str:
@@ -49,16 +70,23 @@ def list_layers(name: str, options: NetworkOptions) -> str:
     from dnnbrain_app.networks.layers import choose_layers, list_layers
     from dnnbrain_app.networks.sources import load_network
 
-    network = load_network(name, options)
+    network = load_network(name, options, fill=False)
     layers = list_layers(network)
     main = {layer.name for layer in choose_layers(layers, ("main",), network.default_layers)}
-    rows = [("", "layer", "kind", "shape", "units", "MB/1000 images")]
+    named = any(layer.alias for layer in layers)
+    rows = [("", "layer", *(["also"] if named else []), "kind", "shape", "units", "MB/1000 images")]
     for layer in layers:
         shape = "x".join(map(str, layer.shape)) if not layer.problem else f"({layer.problem})"
         size = f"{layer.n_features * 4e3 / 1e6:.1f}" if not layer.problem else ""
         mark = "*" if layer.name in main else ""
-        rows.append((mark, layer.name, layer.kind, shape, str(layer.n_features or ""), size))
-    return f"{_format_table(rows)}\n\n* belongs to --layers main (the default)"
+        also = [layer.alias] if named else []
+        rows.append((mark, layer.name, *also, layer.kind, shape, str(layer.n_features or ""), size))
+    notes = ["* belongs to --layers main (the default)"]
+    if network.n_frames:
+        notes.append(f"shown clips of {network.n_frames} frames: (channels x frames x rows x columns)")
+    if not network.differentiable:
+        notes.append("no gradients: it can be mapped to brains, but not looked into (saliency, synthesis)")
+    return "\n".join([_format_table(rows), "", *notes])
 
 
 def plan(config: Config) -> str:
@@ -69,6 +97,8 @@ def plan(config: Config) -> str:
     str
         A table with a row for each unit, then the networks, then the totals.
     """
+    if config.level == "stimulus":
+        return _plan_stimuli(config)
     units = find_units(config.bids_dir, replace(config.dataset, bids_database_dir=None))  # pybids would write it
     check_analyses(config)
     check_places(config.bids_dir, find_output(config), config.run.work_dir)
@@ -97,6 +127,29 @@ def plan(config: Config) -> str:
         "nothing was written",
     ]
     return "\n".join(text)
+
+
+def _plan_stimuli(config: Config) -> str:
+    """Say what the stimulus level would do."""
+    check_places(config.bids_dir, find_output(config), config.run.work_dir)
+    stimuli = list_stimulus_names(config)
+    n, memory = len(stimuli), measure_memory(config.run)
+    rows: list[tuple[str, ...]] = [("network", "layers", "units", "stimuli", "kept as", "scratch", "work", "time")]
+    for name in config.networks.names:
+        network = _measure_network(name, config)
+        kept = plan_features(n, memory, config.networks.projection)
+        width = kept.projection or np.inf
+        n_features = sum(min(n_features, width) for n_features in network.sizes)
+        work = sum(8.0 * n**2 if kept.keep_kernel else 4.0 * n * min(size, width) for size in network.sizes)
+        how = "inner products" if kept.keep_kernel else "features"
+        how += f", {kept.projection} dimensions" if kept.projection else ""
+        sizes = (f"{4.0 * n * n_features / _GIGA:.2f} GB", f"{work / _GIGA:.2f} GB")
+        seconds = n * network.seconds_per_image
+        rows.append(
+            (name, str(network.n_layers), f"{network.n_features:,}", str(n), how, *sizes, _format_time(seconds))
+        )
+    where = f"output: {find_output(config)}    work: {config.run.work_dir}"
+    return "\n".join([_format_table(rows), "", where, "nothing was written"])
 
 
 def _plan_unit(
@@ -140,15 +193,17 @@ def _plan_unit(
 
 
 def _measure_network(name: str, config: Config) -> _Network:
-    from dnnbrain_app.networks.layers import choose_layers, list_layers
+    if name.startswith(FROM_FILE):
+        return _Network(name, measure_file(name, config.networks), 0.0)
+    from dnnbrain_app.networks.layers import list_layers
     from dnnbrain_app.networks.sources import load_network
 
     network = load_network(name, config.networks)
     start = time.perf_counter()
     layers = list_layers(network)
     seconds = (time.perf_counter() - start) / 2
-    chosen = choose_layers(layers, config.networks.layers, network.default_layers)
-    return _Network(name, len(chosen), sum(layer.n_features for layer in chosen), seconds)
+    chosen = choose_reduced(layers, network, config.networks)
+    return _Network(name, tuple(layer.n_features for layer in chosen), seconds)
 
 
 def _measure_speed() -> float:

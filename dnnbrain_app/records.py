@@ -8,10 +8,11 @@ stimulus x voxel ("voxel" stands for grayordinate and vertex as well).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -264,6 +265,13 @@ class StimulusSet:
             {key: values[rows] for key, values in self.attributes.items()},
         )
 
+    def distinct(self) -> tuple[StimulusSet, Array]:
+        """Leave out copies: the first of each file, and for every stimulus the row that its file now has."""
+        rows: dict[str, int] = {}
+        places = np.array([rows.setdefault(digest, len(rows)) for digest in self.digests], dtype=int)
+        firsts = np.unique(places, return_index=True)[1]
+        return self.take(self.ids[i] for i in firsts), places
+
     def index(self, names: Array) -> Array:
         """Row number of each named stimulus."""
         position = {name: i for i, name in enumerate(self.ids)}
@@ -285,24 +293,27 @@ class Gram:
         Shape of one stimulus's activations: (channels, rows, columns), or (units,).
     depth : int
         Position among the requested layers in the order of the forward pass, from 0.
-    K : array of shape (n_stimuli, n_stimuli)
-        Inner products, float64.
+    K : array of shape (n_stimuli, n_stimuli), optional
+        Inner products, float64. None where there are so many stimuli that no machine has the room; X is there then.
     row_sums : array of shape (n_stimuli,)
         Sum of each stimulus's activations, float64.
     X : array of shape (n_stimuli, n_features), optional
-        The activations themselves, kept where n_features <= n_stimuli (the cheaper form then).
+        The activations themselves, kept where n_features <= n_stimuli (the cheaper form then). May be a read-only
+        map of a file: take rows of it, some at a time.
     """
 
     layer: str
     shape: tuple[int, ...]
     depth: int
-    K: Array
+    K: Array | None
     row_sums: Array
     X: Array | None = None
 
     def __post_init__(self) -> None:
         n = len(self.row_sums)
-        _require(self.K.shape == (n, n), f"layer {self.layer}: K of shape {self.K.shape} with {n} row sums")
+        _require(self.K is not None or self.X is not None, f"layer {self.layer}: neither K nor X")
+        k_fits = self.K is None or self.K.shape == (n, n)
+        _require(k_fits, f"layer {self.layer}: K does not fit {n} row sums")
         x_fits = self.X is None or self.X.shape == (n, self.n_features)
         _require(x_fits, f"layer {self.layer}: X does not fit the layer's shape {self.shape}")
 
@@ -313,8 +324,40 @@ class Gram:
 
     def take(self, rows: Array) -> Gram:
         """Return the Gram of some of the stimuli."""
+        K = None if self.K is None else self.K[np.ix_(rows, rows)]
         X = None if self.X is None else self.X[rows]
-        return Gram(self.layer, self.shape, self.depth, self.K[np.ix_(rows, rows)], self.row_sums[rows], X)
+        return Gram(self.layer, self.shape, self.depth, K, self.row_sums[rows], X)
+
+
+class Grams(Sequence[Gram]):
+    """Layers that are read when they are asked for, so that only a few are in memory at once.
+
+    Parameters
+    ----------
+    n_layers : int
+        How many there are.
+    read : callable
+        From a layer's position to its Gram.
+    """
+
+    _KEPT = 2  # threads that look ahead work on two layers at a time
+
+    def __init__(self, n_layers: int, read: Callable[[int], Gram]) -> None:
+        self._n_layers = n_layers
+        self._read = lru_cache(self._KEPT)(read)
+
+    def __len__(self) -> int:
+        return self._n_layers
+
+    @overload
+    def __getitem__(self, index: int) -> Gram: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Gram]: ...
+    def __getitem__(self, index: int | slice) -> Gram | Sequence[Gram]:
+        if isinstance(index, slice):
+            places = range(self._n_layers)[index]
+            return Grams(len(places), lambda i: self._read(places[i]))
+        return self._read(range(self._n_layers)[index])  # the range counts negative ones, and refuses others
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -327,26 +370,22 @@ class Activations:
         The network's label, letters and digits only (as in ``model-<label>``).
     stimuli : tuple of str
         Identifiers of the rows.
-    layers : tuple of Gram
-        One a layer.
+    names : tuple of str
+        Names of the layers.
+    layers : sequence of Gram
+        One a layer; may be `Grams`.
     provenance : mapping
         Network name, weights and their digest, transform, precision: what a sidecar must say.
     """
 
     network: str
     stimuli: tuple[str, ...]
-    layers: tuple[Gram, ...]
+    names: tuple[str, ...]
+    layers: Sequence[Gram]
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for gram in self.layers:
-            rows, stimuli = len(gram.row_sums), len(self.stimuli)
-            _require(rows == stimuli, f"layer {gram.layer}: {rows} rows for {stimuli} stimuli")
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the layers."""
-        return tuple(gram.layer for gram in self.layers)
+        _require(len(self.names) == len(self.layers), f"{len(self.layers)} layers with {len(self.names)} names")
 
     def take(self, stimuli: tuple[str, ...]) -> Activations:
         """Return the activations for some of the stimuli, in the order given."""
@@ -354,7 +393,38 @@ class Activations:
             return self
         position = {name: i for i, name in enumerate(self.stimuli)}
         rows = np.array([position[name] for name in stimuli], dtype=int)
-        return Activations(self.network, stimuli, tuple(gram.take(rows) for gram in self.layers), self.provenance)
+        taken = Grams(len(self.layers), lambda i: self.layers[i].take(rows))
+        return Activations(self.network, stimuli, self.names, taken, self.provenance)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChannelStatistics:
+    """What the channels of a layer did over a stimulus set, and the stimuli that each liked best.
+
+    Parameters
+    ----------
+    layer : str
+        Name of the layer.
+    n_stimuli : int
+        Over how many stimuli.
+    mean, sd, maximum : array of shape (n_channels,)
+        Over stimuli and positions.
+    zeros : array of shape (n_channels,)
+        Share of values that are exactly 0.
+    top_values : array of shape (n_top, n_channels)
+        The highest values of a channel's maximum over positions, falling.
+    top_stimuli : array of int, shape (n_top, n_channels)
+        Rows of the stimuli that have them.
+    """
+
+    layer: str
+    n_stimuli: int
+    mean: Array
+    sd: Array
+    maximum: Array
+    zeros: Array
+    top_values: Array
+    top_stimuli: Array
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -39,8 +39,8 @@ from dnnbrain_app.reports.methods import (
     RsaFacts,
     write_methods,
 )
-from dnnbrain_app.stages import Session, choose_analyses, find_output, find_stimuli_folder
-from dnnbrain_app.stimuli.sets import find_stimuli
+from dnnbrain_app.session import Session
+from dnnbrain_app.stages import choose_analyses, find_output, find_stimuli_folder, gather_stimuli
 
 logger = logging.getLogger(__name__)
 _TRIALS_SHOWN = 12
@@ -112,7 +112,7 @@ def describe_unit(unit: Unit, session: Session) -> UnitReport:
     space = read_unit_space(unit)
     shown = build_trials(unit.runs, config.stimuli.column)
     trials = read_trials(names.beta_trials(root, unit, config.responses.model))
-    stimuli = find_stimuli(trials.stimulus, find_stimuli_folder(config))
+    stimuli = gather_stimuli(trials.stimulus, find_stimuli_folder(config), session)
     atlas = read_atlas(config.dataset.atlas, space, config.dataset.rois)
     networks = tuple(
         read_network(name, unit, space, atlas.name if atlas else "", session) for name in config.networks.names
@@ -136,7 +136,7 @@ def describe_unit(unit: Unit, session: Session) -> UnitReport:
 
 def read_network(name: str, unit: Unit, space: BrainSpace, atlas: str, session: Session) -> NetworkReport:
     """Read back what one network explains of a unit."""
-    root, analyses, label = session.output, choose_analyses(session.config), names.to_label(name)
+    root, analyses, label = session.output, choose_analyses(session.config), names.label_network(name)
     stems = {stat: names.encoding_map(root, unit, label, stat) for stat in names.ENCODING_STATS}
     encoding, rsa, region_r = None, None, None
     layer_rdms: tuple[Rdm, ...] = ()
@@ -262,7 +262,7 @@ def _describe_network(
     name: str, layers: Mapping[str, tuple[str, ...]], units: Sequence[Unit], config: Config
 ) -> NetworkFacts:
     """Describe a network by what the sidecars of its results say."""
-    label = names.to_label(name)
+    label = names.label_network(name)
     about: dict[str, Any] = {}
     for unit in units:
         folder = names.encoding_map(find_output(config), unit, label, "r").parent
@@ -274,6 +274,9 @@ def _describe_network(
         layers=layers.get(label, ()),
         transform=str(about.get("Transform", "")),
         source="torchvision" if "torchvision" in json.dumps(about) else "",
+        precision=str(about.get("Precision", "float32")),
+        reduction=tuple(f"{layer}: {kept}" for layer, kept in about.get("Reduction", {}).items()),
+        projection=int(about.get("Projection", {}).get("Dimensions", 0)),
     )
 
 

@@ -6,25 +6,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from dnnbrain_app import __version__
+from dnnbrain_app.activations import ANALYSIS_SHARE, identify_features
 from dnnbrain_app.config import Config
 from dnnbrain_app.dataset.atlases import list_atlas_files
 from dnnbrain_app.dataset.confounds import read_confounds
 from dnnbrain_app.dataset.images import read_bold
 from dnnbrain_app.dataset.roots import find_raw
-from dnnbrain_app.derivatives import names, stores
+from dnnbrain_app.derivatives import names
+from dnnbrain_app.derivatives.files import write_json
 from dnnbrain_app.derivatives.ledger import digest_key, stamp
 from dnnbrain_app.derivatives.maps import read_maps, write_maps
 from dnnbrain_app.derivatives.matrices import write_rdms
-from dnnbrain_app.derivatives.sidecars import describe_map, describe_space, list_versions, make_uri
+from dnnbrain_app.derivatives.sidecars import describe_map, describe_space, list_versions, make_uri, read_json
 from dnnbrain_app.derivatives.tables import read_trials, write_design, write_region_table, write_trials
 from dnnbrain_app.errors import BadDataError, MissingInputError, UsageError
 from dnnbrain_app.records import (
@@ -40,14 +43,13 @@ from dnnbrain_app.records import (
     Trials,
     Unit,
 )
-from dnnbrain_app.stimuli.images import read_image
+from dnnbrain_app.session import Session
+from dnnbrain_app.stimuli.sets import find_stimuli
 
 # Rooms that import torch or scikit-learn are imported where they are used: a run that finds all its results there
 # must not wait for them.
 
 logger = logging.getLogger(__name__)
-STEP = 25  # between INFO and WARNING: what the door shows without -v
-Progress = Callable[[str, int, int], None]
 BETA_UNITS = {
     "zscore": "standard deviations of the voxel over its run",
     "percent": "percent of the voxel's mean over its run",
@@ -59,20 +61,6 @@ ENCODING_MAPS = {
     "alpha": "Ridge penalty in units of the training kernel's mean eigenvalue, geometric mean over folds",
     "bestlayer": "Number of the layer (from 1) with the highest correlation; 0 where no layer is significant",
 }
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Session:
-    """What holds for one call of the app: settings, places, resources."""
-
-    config: Config
-    output: Path
-    run_id: str
-    command_line: tuple[str, ...]
-    roots: Mapping[str, Path]
-    memory: int
-    n_cpus: int
-    progress: Progress
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,9 +88,14 @@ def check_analyses(config: Config) -> None:
     for path in atlases:
         if not path.exists():
             raise MissingInputError(f"--atlas {path}: does not exist")
-    networks: dict[str, str] = {}
-    for network in config.networks.names:
-        other = networks.setdefault(names.to_label(network), network)
+    check_networks(config.networks.names)
+
+
+def check_networks(networks: Sequence[str]) -> None:
+    """Refuse two networks whose results would have the same names."""
+    labels: dict[str, str] = {}
+    for network in networks:
+        other = labels.setdefault(names.label_network(network), network)
         if other != network:
             raise UsageError(
                 f"networks {other!r} and {network!r} would write the same files; run them into two folders"
@@ -112,6 +105,20 @@ def check_analyses(config: Config) -> None:
 def find_stimuli_folder(config: Config) -> Path:
     """Return the folder of the stimuli."""
     return config.stimuli.directory or find_raw(config.bids_dir) / "stimuli"
+
+
+def gather_stimuli(
+    named: Iterable[str], folder: Path, session: Session, table: pd.DataFrame | None = None
+) -> StimulusSet:
+    """Find the stimuli; what is known of their files is kept in the work folder, so that they are read once."""
+    path = session.config.run.work_dir / f"stimuli-{__version__}.json"
+    known = read_json(path)
+    n_known = len(known)
+    progress = partial(session.progress, "stimuli: files")
+    stimuli = find_stimuli(named, folder, table=table, known=known, progress=progress)
+    if len(known) != n_known:
+        write_json(path, known)
+    return stimuli
 
 
 def find_output(config: Config) -> Path:
@@ -130,12 +137,10 @@ def key_responses(unit: Unit, config: Config) -> str:
     return digest_key([__version__, list(map(stamp, files)), timing, config.responses, config.stimuli.column])
 
 
-def key_analysis(name: str, network: str, responses: str, stimuli: StimulusSet, config: Config) -> str:
+def key_analysis(name: str, network: str, responses: str, stimuli: StimulusSet, session: Session) -> str:
     """Digest all that an analysis of a network depends on; `responses` is the key of the betas."""
-    from dnnbrain_app.networks.sources import identify_weights
-
-    options = config.networks
-    seen = [identify_weights(network, options), options.layers, stimuli.ids, stimuli.digests, options.save_activations]
+    config = session.config
+    seen = [identify_features(network, len(stimuli), session), stimuli.ids, stimuli.digests]
     regions = [list(map(stamp, list_atlas_files(config.dataset.atlas))), config.dataset.rois]
     groups = list(stimuli.attributes.get(config.encoding.folds_by, ()))
     own = {"encoding": [config.encoding, config.run.random_seed, groups], "rsa": [config.rsa]}
@@ -205,43 +210,6 @@ def read_responses(
     return Responses(unit, space, atlas, trials, shown, average_repeats(betas.data, trials, shown.ids))
 
 
-def compute_activations(name: str, stimuli: StimulusSet, session: Session) -> Activations:
-    """Show the stimuli to a network, unless somebody has: Grams are shared through the work folder."""
-    from dnnbrain_app.networks.extraction import extract_activations
-    from dnnbrain_app.networks.layers import choose_layers, list_layers
-    from dnnbrain_app.networks.sources import identify_weights, load_network
-
-    options, work = session.config.networks, session.config.run.work_dir
-    identity = {"dnnbrain": __version__, **identify_weights(name, options)}
-    key = stores.grams_key(stimuli, identity, options.layers)
-    target = names.activations(session.output, names.to_label(name), key)
-    known = stores.load_grams(work / "grams", key)
-    if known is not None and (target.exists() or not options.save_activations):
-        return known
-    logger.log(STEP, "%s looks at %d stimuli", name, len(stimuli))
-    network = load_network(name, options)
-    layers = choose_layers(list_layers(network), options.layers, network.default_layers)
-    with stores.FeatureStore(work / "scratch", session.memory // 4) as store:
-        activations = extract_activations(
-            network,
-            [layer.name for layer in layers],
-            stimuli,
-            read_image,
-            batch_size=options.batch_size,
-            device=options.device,
-            store=store,
-            progress=lambda done, total: session.progress(f"{name}: images", done, total),
-        )
-        if options.save_activations:
-            sidecar = {"Network": activations.network, "Layers": activations.names, **activations.provenance}
-            stimuli_names, label = activations.stimuli, activations.network
-            stores.write_activations(
-                target, store, activations.names, stimuli=stimuli_names, network=label, sidecar=sidecar
-            )
-    stores.save_grams(work / "grams", key, activations)
-    return activations
-
-
 def run_encoding(responses: Responses, activations: Activations, session: Session) -> list[Path]:
     """Predict each voxel from each layer by ridge regression; write maps, and means over regions."""
     from dnnbrain_app.analyses.encoding import score_encoding
@@ -263,7 +231,7 @@ def run_encoding(responses: Responses, activations: Activations, session: Sessio
         folds,
         options,
         rng=rng,
-        memory=session.memory // 4,
+        memory=session.memory // ANALYSIS_SHARE,
         n_jobs=session.n_cpus,
         progress=lambda done, total: session.progress(f"{unit.label}: encoding, folds x layers", done, total),
     )
@@ -312,14 +280,16 @@ def write_encoding_regions(
 def run_rsa(responses: Responses, activations: Activations, session: Session) -> list[Path]:
     """Compare the representational geometry of each layer with that of each region."""
     from dnnbrain_app.analyses.rdms import compute_layer_rdm, compute_rdm
-    from dnnbrain_app.analyses.rsa import score_rsa
+    from dnnbrain_app.analyses.rsa import require_room, score_rsa
 
     unit, atlas, items = responses.unit, responses.atlas, responses.stimuli.ids
     if atlas is None:
         raise UsageError("--analysis rsa compares regions; name an atlas with --atlas")
+    memory = session.memory // 2
+    require_room(len(items), len(activations.names), len(atlas.regions), memory)
     patterns = {name: responses.Y[:, mask] for name, mask in atlas.regions.items()}
     region_rdms = gather_rdms(partial(compute_rdm, Y, items, name) for name, Y in patterns.items())
-    layer_rdms = gather_rdms(partial(compute_layer_rdm, gram, items) for gram in activations.layers)
+    layer_rdms = gather_rdms(partial(compute_layer_rdm, gram, items, memory) for gram in activations.layers)
     scores = score_rsa(activations.network, layer_rdms, region_rdms, session.config.rsa.comparisons)
     table = describe_analysis(responses, activations, session, "Similarity between RDMs of layers and of regions")
     brain = describe_map(

@@ -1,8 +1,9 @@
 """The corridor: what happens to a dataset, in order.
 
-A unit (participant x task x space) passes through its stages: responses, then for each network the activations and
-each analysis. A stage has a key, the digest of all that its numbers depend on; a stage whose key is on record and whose
-files are there is not done again. The report is made from the files, so that ``--reports-only`` shows the same.
+At the participant level a unit (participant x task x space) passes through its stages: responses, then for each
+network the activations and each analysis. At the stimulus level a network looks at a whole stimulus set. A stage has a
+key, the digest of all that its numbers depend on; a stage whose key is on record and whose files are there is not done
+again. The report is made from the files, so that ``--reports-only`` shows the same.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import shutil
 import time
 import traceback
 import uuid
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from itertools import groupby
+from pathlib import Path
 
 from dnnbrain_app import __version__
+from dnnbrain_app.activations import compute_activations, is_written
 from dnnbrain_app.config import Config, count_cpus, dump_toml, measure_memory
 from dnnbrain_app.dataset.atlases import read_atlas
 from dnnbrain_app.dataset.events import build_trials
@@ -26,28 +29,27 @@ from dnnbrain_app.dataset.validation import validate_dataset
 from dnnbrain_app.derivatives import names
 from dnnbrain_app.derivatives.dataset import check_places, check_writable, prepare_dataset
 from dnnbrain_app.derivatives.files import write_text
-from dnnbrain_app.derivatives.ledger import Ledger
+from dnnbrain_app.derivatives.ledger import Ledger, digest_key
 from dnnbrain_app.derivatives.locks import hold_lock
 from dnnbrain_app.derivatives.sidecars import list_versions
 from dnnbrain_app.errors import DnnbrainError, MissingInputError, TemporaryError, UsageError
+from dnnbrain_app.network_stages import describe_network, gather_listed, key_network
 from dnnbrain_app.records import StimulusSet, Trials, Unit
 from dnnbrain_app.reporting import report_participant
+from dnnbrain_app.session import STEP, Progress, Session
 from dnnbrain_app.stages import (
     ANALYSES,
-    STEP,
-    Progress,
-    Session,
     check_analyses,
+    check_networks,
     choose_analyses,
-    compute_activations,
     estimate_responses,
     find_output,
     find_stimuli_folder,
+    gather_stimuli,
     key_analysis,
     key_responses,
     read_responses,
 )
-from dnnbrain_app.stimuli.sets import find_stimuli
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +68,7 @@ def run_participants(config: Config, *, command_line: Sequence[str], progress: P
     failures: dict[str, Exception] = dict(damaged)
     done: set[str] = set()
     for label, error in damaged.items():
-        record_failure(label, label, error, session)
+        record_unit(label, label, error, session)
     for _, group in groupby(units, key=lambda unit: unit.participant):
         theirs = list(group)
         for unit in theirs:
@@ -77,7 +79,7 @@ def run_participants(config: Config, *, command_line: Sequence[str], progress: P
                 raise  # the same for every participant
             except Exception as error:
                 failures[unit.label] = error
-                record_failure(unit.label, f"sub-{unit.participant}", error, session)
+                record_unit(unit.label, f"sub-{unit.participant}", error, session)
         report(theirs, session, failures)
         if failures and config.run.stop_on_first_crash:
             break
@@ -87,12 +89,15 @@ def run_participants(config: Config, *, command_line: Sequence[str], progress: P
 def analyse_unit(unit: Unit, session: Session) -> str:
     """Take one unit from its events to its maps and tables; returns what was done, in words."""
     config, start = session.config, time.monotonic()
-    trials, stimuli, keys = survey_unit(unit, config)
+    trials, stimuli, keys = survey_unit(unit, session)
     with hold_lock(names.lock_file(session.output, unit)):
         ledger = Ledger(names.status_file(session.output, unit))
         pending = [stage for stage, key in keys.items() if not ledger.is_current(stage, key)]
+        unwritten = [name for name in config.networks.names if not is_written(name, stimuli, session)]
+        for network in unwritten:
+            compute_activations(network, stimuli, session)
         if not pending:
-            return "all results are there already"
+            return f"activations written: {', '.join(unwritten)}" if unwritten else "all results are there already"
         space = read_unit_space(unit)
         atlas = read_atlas(config.dataset.atlas, space, config.dataset.rois)
         analyses = {
@@ -119,15 +124,56 @@ def analyse_unit(unit: Unit, session: Session) -> str:
     return f"done in {time.monotonic() - start:.0f} s: {', '.join(pending)}"
 
 
-def survey_unit(unit: Unit, config: Config) -> tuple[Trials, StimulusSet, dict[str, str]]:
+def survey_unit(unit: Unit, session: Session) -> tuple[Trials, StimulusSet, dict[str, str]]:
     """Find a unit's trials and stimuli, and give each of its stages a key, in the order in which they are done."""
+    config = session.config
     trials = build_trials(unit.runs, config.stimuli.column)
-    stimuli = find_stimuli(trials.stimulus, find_stimuli_folder(config))
+    stimuli = gather_stimuli(trials.stimulus, find_stimuli_folder(config), session)
     keys = {"responses": key_responses(unit, config)}
     for network in config.networks.names:
         for name in choose_analyses(config):
-            keys[f"{name} {network}"] = key_analysis(name, network, keys["responses"], stimuli, config)
+            keys[f"{name} {network}"] = key_analysis(name, network, keys["responses"], stimuli, session)
     return trials, stimuli, keys
+
+
+def run_stimuli(config: Config, *, command_line: Sequence[str], progress: Progress) -> int:
+    """Show the whole stimulus set to every network; returns the exit code.
+
+    No participant is needed. Participants find the activations in the work folder, whichever of the stimuli they saw.
+    """
+    check_networks(config.networks.names)
+    session = open_session(config, command_line, progress)
+    stimuli = gather_listed(session)
+    failures: dict[str, Exception] = {}
+    for name in config.networks.names:
+        try:
+            logger.log(STEP, "%s: %s", name, analyse_network(name, stimuli, session))
+        except UsageError:
+            raise
+        except Exception as error:
+            failures[name] = error
+            label = names.label_network(name)
+            record_failure(
+                name, names.network_log(session.output, label) / session.run_id / f"crash-{label}.txt", error
+            )
+    n_done = len(config.networks.names) - len(failures)
+    folder = session.output / "stimuli"
+    logger.log(STEP, "%d of %d networks complete; results: %s", n_done, len(config.networks.names), folder)
+    return choose_code(failures, n_done=n_done)
+
+
+def analyse_network(name: str, stimuli: StimulusSet, session: Session) -> str:
+    """Take one network from the stimuli to its tables; returns what was done, in words."""
+    start, key = time.monotonic(), key_network(name, stimuli, session)
+    folder = names.network_log(session.output, names.label_network(name))
+    with hold_lock(folder / "status.lock"):
+        ledger = Ledger(folder / "status.json")
+        stage = f"activations {digest_key(stimuli.digests)[:12]}"
+        if ledger.is_current(stage, key):
+            return "all results are there already"
+        ledger.forget(stage)
+        ledger.record(stage, key, describe_network(name, stimuli, session))
+    return f"done in {time.monotonic() - start:.0f} s: {len(stimuli)} stimuli"
 
 
 def rebuild_reports(config: Config, *, command_line: Sequence[str]) -> int:
@@ -141,7 +187,7 @@ def rebuild_reports(config: Config, *, command_line: Sequence[str]) -> int:
         theirs = list(group)
         Ledger(names.report_status(session.output, participant)).forget("report")
         for unit in theirs:
-            ledger, keys = Ledger(names.status_file(session.output, unit)), survey_unit(unit, config)[2]
+            ledger, keys = Ledger(names.status_file(session.output, unit)), survey_unit(unit, session)[2]
             absent = [stage for stage, key in keys.items() if not ledger.is_current(stage, key)]
             if absent:
                 failures[unit.label] = MissingInputError(
@@ -163,16 +209,18 @@ def open_session(config: Config, command_line: Sequence[str], progress: Progress
     check_places(config.bids_dir, output, work)
     if config.run.validate:
         validate_dataset(config.bids_dir)
-    derivatives = find_derivatives(config.bids_dir, config.dataset)
-    prepare_dataset(output, find_raw(config.bids_dir), derivatives, __version__)
+    brain = config.level == "participant"
+    raw = find_raw(config.bids_dir) if brain else config.bids_dir  # any folder with stimuli will do for networks
+    derivatives = find_derivatives(config.bids_dir, config.dataset) if brain else {}
+    prepare_dataset(output, raw, derivatives, __version__)
     if config.run.clean_work_dir:
-        for name in ("grams", "scratch", "cache"):
+        for name in ("grams", "features", "cache"):
             shutil.rmtree(work / name, ignore_errors=True)
     check_writable(work)
     run_id = f"{time.strftime('%Y%m%d-%H%M%S')}_{uuid.uuid4()}"
     record = {"command_line": list(command_line), "versions": list_versions()}
     write_text(names.config_file(output, run_id), dump_toml(config, record))
-    roots = {"": output, "raw": find_raw(config.bids_dir), **derivatives}
+    roots = {"": output, "raw": raw, **derivatives}
     return Session(
         config, output, run_id, tuple(command_line), roots, measure_memory(config.run), count_cpus(config.run), progress
     )
@@ -187,12 +235,17 @@ def report(units: Sequence[Unit], session: Session, failures: dict[str, Exceptio
     except Exception as error:
         failures[f"sub-{units[0].participant} report"] = error
         subject = f"sub-{units[0].participant}"
-        record_failure(f"{subject} report", subject, error, session)
+        record_unit(f"{subject} report", subject, error, session)
 
 
-def record_failure(label: str, subject: str, error: Exception, session: Session) -> None:
-    """Say what went wrong with a unit, or with a participant, and keep the traceback."""
-    path = names.crash_file(session.output, subject.removeprefix("sub-"), session.run_id, label.replace(" ", "-"))
+def record_unit(label: str, subject: str, error: Exception, session: Session) -> None:
+    """Record what went wrong with a unit, or with a participant."""
+    folder = subject.removeprefix("sub-")
+    record_failure(label, names.crash_file(session.output, folder, session.run_id, label.replace(" ", "-")), error)
+
+
+def record_failure(label: str, path: Path, error: Exception) -> None:
+    """Say what went wrong with a unit, a participant or a network, and keep the traceback."""
     write_text(path, "".join(traceback.format_exception(error)))
     logger.error("%s failed: %s\n         traceback: %s", label, error or type(error).__name__, path)
 
@@ -203,7 +256,12 @@ def conclude(units: Sequence[Unit], done: Set[str], failures: dict[str, Exceptio
     shown = ", ".join(reports) if len(reports) <= 3 else f"{session.output}/sub-*.html"
     asked = {unit.label for unit in units} | {label for label in failures if not label.endswith(" report")}
     logger.log(STEP, "%d of %d units complete; reports: %s", len(done), len(asked), shown)
+    return choose_code(failures, n_done=len(done))
+
+
+def choose_code(failures: Mapping[str, Exception], *, n_done: int) -> int:
+    """Choose the exit code: 0, that of the failure when nothing was done and all failed with the same, else 1."""
     codes = {getattr(error, "exit_code", 1) for error in failures.values()}
-    if len(codes) == 1 and not done:
+    if len(codes) == 1 and not n_done:
         return int(codes.pop())
     return 1 if failures else 0

@@ -11,19 +11,18 @@ from functools import partial
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from dnnbrain_app.analyses.budget import Budget, divide_work
+from dnnbrain_app.analyses.moments import RidgeMoments, prepare_moments
 from dnnbrain_app.analyses.options import EncodingOptions
-from dnnbrain_app.analyses.ridge import RidgeFold, prepare_ridge
+from dnnbrain_app.analyses.ridge import Draw, RidgeFold, prepare_ridge
 from dnnbrain_app.analyses.significance import NullResponses, choose_best_layer, permute_responses
 from dnnbrain_app.errors import BadDataError, UsageError
 from dnnbrain_app.records import Array, EncodingScores, Gram
 
 logger = logging.getLogger(__name__)
 
-Task = tuple[int, Array]  # a layer, and the rows of a fold
 Chunk = tuple[bool, slice]  # whether permuted, and which voxels
 
-LARGEST_CHUNK = 1024  # voxels: wide enough for the matrix product, narrow enough for the caches
-SMALLEST_CHUNK = 64
 EDGE_WARNING = 0.05  # share of fits at an edge of the grid
 FEW_VOXELS = 20  # too few to warn of
 
@@ -54,6 +53,9 @@ def score_encoding(
     an infinite penalty :math:`R^2` is 0. No model can know the test mean, and measured against it even that model would
     score below 0.
 
+    A layer of many units is modelled from its Gram (`ridge`), a layer of few from sums over the stimuli (`moments`),
+    which do not grow with their number; the scores are the same.
+
     The best layer of a voxel is told only where its r is beyond what ``options.n_null`` voxels with permuted stimuli
     reach (`significance.choose_best_layer`); these pass through the same folds together with the real ones.
 
@@ -62,11 +64,11 @@ def score_encoding(
     network : str
         Label of the network.
     grams : sequence of Gram
-        The layers, in the order of the forward pass.
+        The layers, in the order of the forward pass; each is read once, and let go before the next.
     Y : array of shape (n_stimuli, n_voxels)
         Responses. A voxel that is constant or has a value that is not finite scores NaN.
     folds : sequence of array of int
-        Held-out rows of each fold, from ``make_folds``.
+        Held-out rows of each fold, from ``make_folds``; no row is in two.
     options : EncodingOptions
         Grid of penalties.
     rng : numpy.random.Generator
@@ -77,7 +79,7 @@ def score_encoding(
         Threads. Folds are prepared and voxels scored side by side, each on its share of the threads, because an
         eigenproblem uses many threads badly.
     progress : callable, optional
-        Called with (done, total) after each fold of each layer.
+        Called with (done, total), in folds of layers, as they get done.
 
     Returns
     -------
@@ -86,40 +88,32 @@ def score_encoding(
     Raises
     ------
     UsageError
-        The grid of penalties is impossible.
+        The grid of penalties is impossible, or the memory is too small for a fold.
     BadDataError
         A layer has another number of stimuli than Y, or does not vary.
     """
-    alphas = _make_grid(options)
-    for gram in grams:
+    grid = _make_grid(options)
+    null = permute_responses(Y.shape[1], options.n_null, rng)
+    names = []
+    totals = np.zeros((len(grams), 5, Y.shape[1]))
+    chance = np.zeros((len(grams), len(null)))
+    report = _count_up(progress, len(grams) * len(folds))
+    for layer, gram in enumerate(grams):
         if len(gram.row_sums) != len(Y):
             raise BadDataError(
                 f"layer {gram.layer}: activations for {len(gram.row_sums)} stimuli, responses to {len(Y)}"
             )
-    null = permute_responses(len(Y), Y.shape[1], options.n_null, rng)
-    tasks = [(layer, test) for layer in range(len(grams)) for test in folds]
-    n_workers, width = _divide_work(len(Y), memory, n_jobs)
-    totals = np.zeros((len(grams), 5, Y.shape[1]))
-    chance = np.zeros((len(grams), len(null)))
-    with threadpool_limits(max(n_jobs // n_workers, 1), "blas"), ThreadPoolExecutor(n_workers) as pool:
-        prepared = _look_ahead(pool, lambda task: prepare_ridge(grams[task[0]], task[1], alphas), tasks, n_workers)
-        try:
-            for done, ((layer, test), fold) in enumerate(zip(tasks, prepared, strict=True), 1):
-                score = partial(_score_chunk, fold, Y, null, test, alphas)
-                for (permuted, chunk), scores in zip(*_map_chunks(pool, score, Y.shape[1], null, width), strict=True):
-                    if permuted:
-                        chance[layer, chunk] += scores[0]
-                    else:
-                        totals[layer][:, chunk] += scores
-                if progress:
-                    progress(done, len(tasks))
-        finally:
-            pool.shutdown(cancel_futures=True)
+        names.append(gram.layer)
+        budget = divide_work(gram, len(folds), memory, n_jobs)
+        with threadpool_limits(max(n_jobs // budget.n_workers, 1), "blas"):
+            totals[layer], chance[layer] = _score_layer(
+                gram, Y, null, folds, grid, budget, partial(report, layer * len(folds))
+            )
     with np.errstate(invalid="ignore"):
         spread = Y.max(axis=0) - Y.min(axis=0)
         totals[..., ~(np.isfinite(spread) & (spread > 0))] = np.nan
-    r, log_alpha, at_edge = totals[:, :3].swapaxes(0, 1) / len(folds)
-    rsquared = 1 - totals[:, 3] / totals[:, 4]
+    r, _, _, log_alpha, at_edge = totals.swapaxes(0, 1) / len(folds)
+    rsquared = 1 - totals[:, 1] / totals[:, 2]
     best = choose_best_layer(r, chance / len(folds))
     found = np.flatnonzero(best)
     edge = float(at_edge[best[found] - 1, found].mean()) if len(found) else 0.0
@@ -129,7 +123,7 @@ def score_encoding(
             "widen encoding.alpha_min and alpha_max",
             100 * edge,
         )
-    return EncodingScores(network, tuple(g.layer for g in grams), r, rsquared, np.exp(log_alpha), best, edge)
+    return EncodingScores(network, tuple(names), r, rsquared, np.exp(log_alpha), best, edge)
 
 
 def _make_grid(options: EncodingOptions) -> Array:
@@ -141,18 +135,57 @@ def _make_grid(options: EncodingOptions) -> Array:
     return np.geomspace(options.alpha_min, options.alpha_max, options.n_alphas)
 
 
-def _divide_work(n: int, memory: int, n_jobs: int) -> tuple[int, int]:
-    """Choose how many folds to fit and how many voxels to take at a time, to stay within ``memory`` bytes.
+def _count_up(progress: Callable[[int, int], None] | None, total: int) -> Callable[[int, int], None]:
+    """Return a function that tells how much is done, given what was before and what was added, if it is more."""
+    told = 0
 
-    A fold takes at most six float64 matrices of n x n (measured: 5), and six float32 columns for each voxel.
-    """
-    matrices, column = 48 * n * n, 24 * n
-    n_workers = int(np.clip(memory // (matrices + SMALLEST_CHUNK * column), 1, n_jobs))
-    return n_workers, int(np.clip((memory // n_workers - matrices) // column, SMALLEST_CHUNK, LARGEST_CHUNK))
+    def report(before: int, added: int) -> None:
+        nonlocal told
+        if progress and before + added > told:
+            told = before + added
+            progress(told, total)
+
+    return report
+
+
+def _score_layer(
+    gram: Gram,
+    Y: Array,
+    null: NullResponses,
+    folds: Sequence[Array],
+    grid: Array,
+    budget: Budget,
+    report: Callable[[int], None],
+) -> tuple[Array, Array]:
+    """Sum what `RidgeFold.score` returns over the folds: all of it for the voxels, r for the permuted ones."""
+    totals, chance = np.zeros((5, Y.shape[1])), np.zeros((5, len(null)))
+    groups = [folds[start : start + budget.n_folds] for start in range(0, len(folds), budget.n_folds)]
+    chunks = _list_chunks(Y.shape[1], null, budget.width)
+    n_done = 0
+    with ThreadPoolExecutor(budget.n_workers) as pool:
+        try:
+            for group, model in zip(groups, _prepare_models(pool, gram, groups, grid, budget), strict=True):
+                scored = pool.map(lambda chunk, model=model: model.score(_draw(Y, null, *chunk)), chunks)
+                for i, ((permuted, chunk), scores) in enumerate(zip(chunks, scored, strict=True), 1):
+                    (chance if permuted else totals)[:, chunk] += scores
+                    report(n_done + len(group) * i // len(chunks))
+                n_done += len(group)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return totals, chance[0]
+
+
+def _prepare_models(
+    pool: Executor, gram: Gram, groups: Sequence[Sequence[Array]], grid: Array, budget: Budget
+) -> Iterator[RidgeFold | RidgeMoments]:
+    if budget.from_moments:
+        return (prepare_moments(gram, group, grid, pool.map) for group in groups)
+    tests = (group[0] for group in groups)
+    return _look_ahead(pool, lambda test: prepare_ridge(gram, test, grid), tests, budget.n_workers)
 
 
 def _look_ahead(
-    pool: Executor, work: Callable[[Task], RidgeFold], tasks: Iterable[Task], n: int
+    pool: Executor, work: Callable[[Array], RidgeFold], tasks: Iterable[Array], n: int
 ) -> Iterator[RidgeFold]:
     """Do the tasks in order, the next ``n`` while the result of one is used, so that no worker waits."""
     waiting: deque[Future[RidgeFold]] = deque()
@@ -164,63 +197,13 @@ def _look_ahead(
         yield waiting.popleft().result()
 
 
-def _map_chunks(
-    pool: Executor, score: Callable[[bool, slice], Array], n_voxels: int, null: NullResponses, width: int
-) -> tuple[list[Chunk], Iterator[Array]]:
-    """Score all voxels, then the permuted ones, some at a time."""
+def _list_chunks(n_voxels: int, null: NullResponses, width: int) -> list[Chunk]:
+    """List all voxels, then the permuted ones, some at a time."""
     chunks = [(False, slice(start, min(start + width, n_voxels))) for start in range(0, n_voxels, width)]
     step = max(width // null.width, 1) * null.width
-    chunks += [(True, slice(start, min(start + step, len(null)))) for start in range(0, len(null), step)]
-    return chunks, pool.map(lambda chunk: score(*chunk), chunks)
+    return chunks + [(True, slice(start, min(start + step, len(null)))) for start in range(0, len(null), step)]
 
 
-def _score_chunk(
-    fold: RidgeFold,
-    Y: Array,
-    null: NullResponses,
-    test: Array,
-    alphas: Array,
-    permuted: bool,  # noqa: FBT001
-    chunk: slice,
-) -> Array:
-    """Fit some voxels, real or permuted, on the training rows, predict the test rows, and score.
-
-    Returns
-    -------
-    array of shape (5, n_voxels)
-        Correlation, log penalty, whether the penalty is on the edge of the grid, and the sums of squares around the
-        predictions and around the training mean.
-    """
-    Y = null.draw(Y, chunk) if permuted else Y[:, chunk]
-    with np.errstate(all="ignore"):  # voxels without signal come out as NaN, which is what they should
-        Y_train = np.delete(Y, test, axis=0)
-        mean = Y_train.mean(axis=0, dtype=np.float64).astype(Y.dtype)
-        Y_train -= mean
-        predicted, choice = fold.predict(Y_train.astype(np.float32, copy=False))
-        measured = (Y[test] - mean).astype(np.float32, copy=False)
-        error = measured - predicted
-        return np.stack(
-            [
-                _correlate(predicted, measured),
-                np.log(alphas)[choice],
-                (choice == 0) | (choice == len(alphas) - 1),
-                _sum_products(error, error),
-                _sum_products(measured, measured),
-            ]
-        )
-
-
-def _sum_products(a: Array, b: Array) -> Array:
-    return np.asarray(np.einsum("nv,nv->v", a, b), dtype=np.float64)
-
-
-def _correlate(predicted: Array, measured: Array) -> Array:
-    """Correlate columns; NaN where one does not vary by more than rounding."""
-    a = predicted - predicted.mean(axis=0)
-    b = measured - measured.mean(axis=0)
-    variances = []
-    for centred, original in ((a, predicted), (b, measured)):
-        variance = _sum_products(centred, centred)
-        variance[variance <= 1e-10 * _sum_products(original, original)] = np.nan
-        variances.append(variance)
-    return np.asarray(_sum_products(a, b) / np.sqrt(variances[0] * variances[1]))
+def _draw(Y: Array, null: NullResponses, permuted: bool, chunk: slice) -> Draw:  # noqa: FBT001
+    """Return a function from rows to the responses of some voxels, real or permuted, to them."""
+    return null.draw(Y, chunk) if permuted else lambda rows: Y[rows, chunk]

@@ -20,8 +20,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dnnbrain_app.analyses.rdms import require_memory
 from dnnbrain_app.errors import BadDataError, UnknownNameError
 from dnnbrain_app.records import Array, Rdm, RsaScores
+
+RANKING = 6  # RDMs that have room in the memory that ranking another takes
 
 
 def rank_values(x: Array) -> Array:
@@ -185,6 +188,24 @@ def score_rsa(
             for name in methods:
                 similarity[name][i, j] = compare_rdms(layer_rdms[i], region_rdms[j], name)
     return RsaScores(network, tuple(rdm.name for rdm in layer_rdms), tuple(rdm.name for rdm in region_rdms), similarity)
+
+
+def require_room(n_items: int, n_layers: int, n_regions: int, memory: int) -> None:
+    """Refuse an analysis that does not fit the memory, before its RDMs are computed.
+
+    Parameters
+    ----------
+    n_items, n_layers, n_regions : int
+        Stimuli, and how many RDMs of layers and of regions there will be.
+    memory : int
+        Bytes to work in.
+
+    Raises
+    ------
+    UsageError
+        It needs more.
+    """
+    require_memory(n_items, n_layers + 2 * n_regions + RANKING, memory)
 
 
 def _find_comparison(name: str) -> Comparison:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,34 +20,38 @@ class NullResponses:
 
     Parameters
     ----------
-    rows : array of int, shape (n_blocks, n_stimuli)
-        The order of the stimuli in each block.
+    seeds : array of int, shape (n_blocks,)
+        From each, the order of the stimuli in a block: orders of many stimuli are too large to keep.
     starts : array of int, shape (n_blocks,)
         First voxel of each block.
     width : int
         Voxels of a block.
     """
 
-    rows: Array
+    seeds: Array
     starts: Array
     width: int
 
     def __len__(self) -> int:
         return len(self.starts) * self.width
 
-    def draw(self, Y: Array, chunk: slice) -> Array:
-        """Draw the columns of ``chunk``, whole blocks, as (n_stimuli, n_voxels)."""
+    def draw(self, Y: Array, chunk: slice) -> Callable[[Array], Array]:
+        """Return a function from rows to the permuted responses of ``chunk``, whole blocks: (n_rows, n_voxels)."""
         blocks = range(chunk.start // self.width, chunk.stop // self.width)
-        return np.concatenate([Y[self.rows[i], self.starts[i] : self.starts[i] + self.width] for i in blocks], axis=1)
+        orders = [np.random.default_rng(self.seeds[i]).permutation(len(Y)) for i in blocks]
+        columns = [slice(self.starts[i], self.starts[i] + self.width) for i in blocks]
+        return lambda rows: np.concatenate(
+            [Y[order[rows], column] for order, column in zip(orders, columns, strict=True)], axis=1
+        )
 
 
-def permute_responses(n_stimuli: int, n_voxels: int, n_null: int, rng: np.random.Generator) -> NullResponses:
+def permute_responses(n_voxels: int, n_null: int, rng: np.random.Generator) -> NullResponses:
     """Choose voxels and permutations for about ``n_null`` voxels without signal.
 
     Parameters
     ----------
-    n_stimuli, n_voxels : int
-        Shape of the responses.
+    n_voxels : int
+        How many voxels the responses have.
     n_null : int
         How many voxels to draw; rounded up to whole blocks.
     rng : numpy.random.Generator
@@ -54,8 +59,8 @@ def permute_responses(n_stimuli: int, n_voxels: int, n_null: int, rng: np.random
     """
     width = min(BLOCK, n_voxels)
     n_blocks = -(-n_null // width)
-    rows = rng.permuted(np.tile(np.arange(n_stimuli), (n_blocks, 1)), axis=1)
-    return NullResponses(rows, rng.integers(n_voxels - width + 1, size=n_blocks), width)
+    seeds = rng.integers(2**63, size=n_blocks)
+    return NullResponses(seeds, rng.integers(n_voxels - width + 1, size=n_blocks), width)
 
 
 def compute_p_values(scores: Array, null: Array) -> Array:

@@ -16,7 +16,11 @@
     OUT/sub-<L>/log/report.json                                                        report_status
     OUT/sub-<L>/log/<run id>/crash-<name>.txt                                          crash_file
     OUT/logs/<run id>/config.toml   OUT/logs/CITATION.md                               config_file, citation
-    OUT/stimuli/model-<net>/model-<net>_stimuli-<digest>.act.h5                        activations
+    OUT/stimuli/model-<net>/
+      model-<net>_stimuli-<digest>.act.h5                                              activations
+      model-<net>_stimuli-<digest>_desc-<channels|preferred>_features.tsv              channel_table
+      model-<net>_stimuli-<digest>_stat-<metric>_relmat.h5                             stimulus_rdms
+      log/status.json   .lock   <run id>/crash-<net>.txt                               network_log
 
 Maps are named by their stem: `maps.write_maps` adds the hemisphere and the extension of the data's format. Beside each
 image, table and matrix lies a ``.json`` (`sidecar`). BIDS has no ``stat``, ``model``, ``statmap``, ``relmat`` and
@@ -28,7 +32,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from dnnbrain_app.errors import BadDataError
 from dnnbrain_app.records import Run, Unit
@@ -60,6 +64,20 @@ def to_label(text: str) -> str:
     if not label:
         raise BadDataError(f"{text!r} has no letter or digit (a-z, A-Z, 0-9) to name a file by")
     return label
+
+
+def label_network(name: str) -> str:
+    """Name a network in files; of a network in a file, the name of the file counts, not its folder.
+
+    Examples
+    --------
+    >>> label_network("resnet50:IMAGENET1K_V1"), label_network("onnx:/data/models/my_net.onnx")
+    ('resnet50IMAGENET1KV1', 'onnxmynet')
+    """
+    origin, colon, file = name.partition(":")
+    if (colon and "/" in file) or file.endswith((".onnx", ".keras", ".h5")):
+        name = origin + PurePath(file).name.partition(".")[0]
+    return to_label(name)
 
 
 def join_entities(entities: Mapping[str, str]) -> str:
@@ -193,6 +211,23 @@ def citation(root: Path) -> Path:
 def activations(root: Path, network: str, digest: str) -> Path:
     """Activations of the stimuli whose set has this `digest`: participants that saw the same share the file."""
     return root / "stimuli" / f"model-{network}" / f"model-{network}_stimuli-{digest[:12]}.act.h5"
+
+
+def channel_table(root: Path, network: str, digest: str, kind: str) -> Path:
+    """Table of a network's channels over the stimuli of this `digest`: ``channels``, or ``preferred`` stimuli."""
+    stem = f"model-{network}_stimuli-{digest[:12]}_desc-{kind}_features.tsv"
+    return root / "stimuli" / f"model-{network}" / stem
+
+
+def stimulus_rdms(root: Path, network: str, digest: str, metric: str = "correlation") -> Path:
+    """RDMs of a network's layers over the stimuli of this `digest`."""
+    stem = f"model-{network}_stimuli-{digest[:12]}_stat-{metric}_relmat.h5"
+    return root / "stimuli" / f"model-{network}" / stem
+
+
+def network_log(root: Path, network: str) -> Path:
+    """Folder in which the stimulus level notes what it has done with a network."""
+    return root / "stimuli" / f"model-{network}" / "log"
 
 
 def _log_folder(root: Path, participant: str) -> Path:

@@ -16,7 +16,20 @@ from urllib.parse import quote
 from dnnbrain_app import __version__
 from dnnbrain_app.records import BrainSpace
 
-_PACKAGES = ("numpy", "scipy", "scikit-learn", "nibabel", "nilearn", "torch", "torchvision")
+_PACKAGES = (
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "nibabel",
+    "nilearn",
+    "torch",
+    "torchvision",
+    "pillow",
+    "timm",
+    "onnxruntime",
+    "keras",
+    "av",
+)
 
 
 def make_uri(path: Path, roots: Mapping[str, Path]) -> str:

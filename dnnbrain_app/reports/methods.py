@@ -25,6 +25,12 @@ class NetworkFacts:
         How images were prepared, in words.
     source : str
         Package that defines it: ``torchvision`` is cited.
+    precision : str
+        ``float32``, or ``bfloat16``.
+    reduction : tuple of str
+        What was kept of the layers' units, in words; empty: all.
+    projection : int
+        Dimensions to which wider layers were projected; 0: none were.
     """
 
     name: str
@@ -32,6 +38,9 @@ class NetworkFacts:
     layers: tuple[str, ...] = ()
     transform: str = ""
     source: str = ""
+    precision: str = "float32"
+    reduction: tuple[str, ...] = ()
+    projection: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,13 +275,30 @@ def _describe_networks(facts: MethodsFacts, cite: Cite) -> list[str]:
         said.append(sentence + ".")
         if network.transform:
             said.append(f"Images were prepared as follows: {network.transform.rstrip('.')}.")
-    return [
-        *said,
-        (
-            f"The networks ran in PyTorch {package}; all units of a layer entered the analyses, without a reduction of "
-            "their number, through the inner products between stimuli."
-        ),
-    ]
+        said += _describe_reduction(network, cite)
+    whole = not any(network.reduction or network.projection for network in facts.networks)
+    units = (
+        "all units of a layer entered the analyses, without a reduction of their number,"
+        if whole
+        else "what was kept entered the analyses"
+    )
+    said.append(f"The networks ran in PyTorch {package}; {units} through the inner products between stimuli.")
+    return said
+
+
+def _describe_reduction(network: NetworkFacts, cite: Cite) -> list[str]:
+    """Say what was kept of a network's activations where it is not all of them."""
+    said = []
+    if network.precision != "float32":
+        said.append(f"The forward pass was computed in {network.precision}.")
+    if network.reduction:
+        said.append(f"Of the units, these were kept: {'; '.join(network.reduction)}.")
+    if network.projection:
+        said.append(
+            f"Layers of more than {network.projection} units were projected to so many dimensions by a very sparse "
+            f"random projection {cite('projection')}."
+        )
+    return said
 
 
 def _describe_responses(facts: MethodsFacts, cite: Cite) -> list[str]:

@@ -87,6 +87,12 @@ REFERENCES: dict[str, Reference] = {
         "event-related designs for multivoxel pattern classification analyses. NeuroImage 59, 2636–2643.",
         "10.1016/j.neuroimage.2011.08.076",
     ),
+    "projection": _doi(
+        "Li et al., 2006",
+        "Li P., Hastie T. J. & Church K. W. (2006). Very sparse random projections. Proceedings of the 12th ACM SIGKDD "
+        "International Conference on Knowledge Discovery and Data Mining, 287–296.",
+        "10.1145/1150402.1150436",
+    ),
     "glover": _doi(
         "Glover, 1999",
         "Glover G. H. (1999). Deconvolution of impulse response in event-related BOLD fMRI. NeuroImage 9, 416–429.",
@@ -231,5 +237,6 @@ HCP_ACKNOWLEDGMENT = (
 
 def find_network_reference(name: str) -> Reference | None:
     """Find the paper of a network by its name; None where it is not known."""
-    fitting = [prefix for prefix in NETWORK_REFERENCES if name.lower().startswith(prefix)]
+    architecture = name.lower().removeprefix("timm/")
+    fitting = [prefix for prefix in NETWORK_REFERENCES if architecture.startswith(prefix)]
     return NETWORK_REFERENCES[max(fitting, key=len)] if fitting else None

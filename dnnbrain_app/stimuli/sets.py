@@ -1,32 +1,39 @@
-"""From the names in the events to image files, each checked, none outside the folder of the stimuli."""
+"""From the names in the events to the files of the stimuli, each checked, none outside the folder of the stimuli."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from dnnbrain_app.errors import BadDataError, DnnbrainError, MissingInputError
-from dnnbrain_app.records import Array, StimulusSet
-from dnnbrain_app.stimuli.images import check_image
+from dnnbrain_app.records import StimulusSet
+from dnnbrain_app.stimuli.attributes import match_attributes, read_table
+from dnnbrain_app.stimuli.digests import Known, digest_stimulus
+from dnnbrain_app.stimuli.folders import Folder, RefusedPathError
 
 logger = logging.getLogger(__name__)
 
 _LISTED = 10
+_REMARKS = {
+    "cmyk": "CMYK, and turned into RGB without a colour profile",
+    "profile": "in colours other than sRGB by their profiles, which are ignored",
+    "pages": "of several pages, of which the first is used",
+}
 
 
-class _RefusedPathError(BadDataError):
-    """A name that leads out of the folder of the stimuli."""
-
-
-def find_stimuli(names: Iterable[str], directory: Path) -> StimulusSet:
-    """Find the image of each stimulus.
+def find_stimuli(
+    names: Iterable[str],
+    directory: Path,
+    *,
+    table: pd.DataFrame | None = None,
+    known: Known | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> StimulusSet:
+    """Find the image or clip of each stimulus.
 
     Parameters
     ----------
@@ -34,8 +41,15 @@ def find_stimuli(names: Iterable[str], directory: Path) -> StimulusSet:
         Paths relative to ``directory``, as the events have them; repetitions are dropped. Backslashes count as
         separators, and a leading ``stimuli/`` is forgiven.
     directory : Path
-        Folder of the stimuli. Its ``stimuli.tsv``, if any, gives the attributes; the row of a stimulus is found by the
-        first column (``stim_file``, ``stim_id``, ...).
+        Folder of the stimuli.
+    table : DataFrame, optional
+        Of text, for the attributes; the row of a stimulus is found by the first column (``stim_file``, ``stim_id``,
+        ...). Default: ``stimuli.tsv`` in the folder, if there is one.
+    known : mutable mapping, optional
+        Digests of earlier runs (see `digest_stimulus`), which grows; plain enough for JSON. Files that have not
+        changed since are not read.
+    progress : callable, optional
+        Called with the number of stimuli that are done, and of all.
 
     Returns
     -------
@@ -48,104 +62,56 @@ def find_stimuli(names: Iterable[str], directory: Path) -> StimulusSet:
     MissingInputError
         If the folder or files are absent; a file whose name differs in case only is named.
     BadDataError
-        If a path leads out of the folder (links into the dataset's git annex are followed), a file is empty, is no
-        image or is too large; or there are fewer than two stimuli. All failures are counted, the first ten of each
-        kind listed.
+        If a path leads out of the folder (links into the dataset's git annex are followed), a file is empty, is
+        neither image nor video, or is too large; or there are fewer than two stimuli. All failures are counted, the
+        first ten of each kind listed.
     """
     ids = sorted(set(map(str, names)))
     if len(ids) < 2:
         raise BadDataError(f"at least two different stimuli are needed, not {len(ids)} ({', '.join(ids) or 'none'})")
-    if not directory.is_dir():
-        raise MissingInputError(
-            f"folder of the stimuli {directory}: does not exist; name it with --stimuli-dir, it must hold e.g. {ids[0]}"
-        )
-    allowed = _list_roots(directory)
+    folder, known = Folder(directory), {} if known is None else known
     paths, digests = [], []
+    remarks: dict[str, list[str]] = defaultdict(list)
     failures: dict[type[DnnbrainError], list[str]] = defaultdict(list)
-    for name in ids:
+    for number, name in enumerate(ids, 1):
         try:
-            path = _locate(name, directory, allowed)
-            digests.append(_digest_image(path))
+            path = folder.locate(name)
+            digest, remark = digest_stimulus(path, known)
             paths.append(path)
+            digests.append(digest)
+            remarks[remark].append(name)
         except DnnbrainError as error:
             failures[type(error)].append(str(error))
+        if progress is not None:
+            progress(number, len(ids))
     _raise_failures(failures, len(ids), directory)
-    prefixed = sum(
-        name.replace("\\", "/").startswith("stimuli/") and not (directory / "stimuli").is_dir() for name in ids
-    )
-    if prefixed:
-        logger.warning("%d stimuli are named with a leading stimuli/, which BIDS leaves out; it was dropped", prefixed)
-    return StimulusSet(tuple(ids), tuple(paths), tuple(digests), _read_attributes(directory / "stimuli.tsv", ids))
+    _warn(ids, remarks, directory)
+    source = directory / "stimuli.tsv"
+    if table is None and source.is_file():
+        table = read_table(source)
+    attributes = {} if table is None else match_attributes(table, ids, str(source))
+    return StimulusSet(tuple(ids), tuple(paths), tuple(digests), attributes)
 
 
 def find_missing(names: Iterable[str], directory: Path) -> list[str]:
     """List the stimuli without a file in the folder, sorted; contents are not looked at."""
-    allowed = _list_roots(directory)
-    missing = []
-    for name in sorted(set(map(str, names))):
+    ids = sorted(set(map(str, names)))
+    if not directory.is_dir():
+        return ids
+    folder, missing = Folder(directory), []
+    for name in ids:
         try:
-            _locate(name, directory, allowed)
+            folder.locate(name)
         except DnnbrainError:
             missing.append(name)
     return missing
 
 
-def _list_roots(directory: Path) -> tuple[Path, ...]:
-    """Return where a file may lie once its links are followed: the folder, and the annex of the dataset around it."""
-    home = directory.resolve()
-    annexes = [(folder / ".git").resolve() / "annex" for folder in (home, *home.parents) if (folder / ".git").exists()]
-    return (home, *annexes[:1])
-
-
-def _locate(name: str, directory: Path, allowed: Sequence[Path]) -> Path:
-    text = name.strip().replace("\\", "/")
-    if re.match(r"[A-Za-z][\w+.-]*://", text):
-        raise _RefusedPathError(f"{name!r} is a URL; a path within the folder is needed")
-    if text.startswith("/") or re.match(r"[A-Za-z]:", text) or ".." in text.split("/"):
-        raise _RefusedPathError(f"{name!r} leads out of the folder; a path within it is needed")
-    path = directory / text
-    if text.startswith("stimuli/") and not path.exists():
-        path = directory / text.removeprefix("stimuli/")
-    if not path.is_file():
-        raise MissingInputError(_explain_missing(name, path, directory))
-    target = path.resolve()
-    if not any(target.is_relative_to(root) for root in allowed):
-        raise _RefusedPathError(f"{name!r} is a link that leads out of the folder, to {target}")
-    return path
-
-
-def _explain_missing(name: str, path: Path, directory: Path) -> str:
-    if path.is_symlink():
-        return f"{name!r}: its content is not here; fetch it with 'datalad get'"
-    if path.is_dir():
-        return f"{name!r} is a folder"
-    found = directory
-    for part in path.relative_to(directory).parts:
-        candidates = (
-            [child for child in found.iterdir() if child.name.lower() == part.lower()] if found.is_dir() else []
-        )
-        if not candidates:
-            return f"{name!r}"
-        found = candidates[0]
-    return f"{name!r}: there is {str(found.relative_to(directory))!r}; upper and lower case must agree"
-
-
-def _digest_image(path: Path) -> str:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise BadDataError(f"{path}: cannot be read ({error.strerror})") from error
-    if not content:
-        raise BadDataError(f"{path}: the file is empty; in a datalad dataset, fetch it with 'datalad get'")
-    check_image(path, content)
-    return hashlib.sha256(content).hexdigest()
-
-
 def _raise_failures(failures: Mapping[type[DnnbrainError], Sequence[str]], n_stimuli: int, directory: Path) -> None:
     headings: dict[type[DnnbrainError], str] = {
-        _RefusedPathError: "have a path that is refused",
+        RefusedPathError: "have a path that is refused",
         MissingInputError: f"are not in {directory} (another folder: --stimuli-dir)",
-        BadDataError: "are not readable images",
+        BadDataError: "are not readable images or videos",
     }
     texts = []
     for kind, heading in headings.items():
@@ -158,31 +124,12 @@ def _raise_failures(failures: Mapping[type[DnnbrainError], Sequence[str]], n_sti
         raise (MissingInputError if only_missing else BadDataError)("; ".join(texts))
 
 
-def _read_attributes(path: Path, ids: Sequence[str]) -> dict[str, Array]:
-    if not path.is_file():
-        return {}
-    try:
-        table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
-    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
-        raise BadDataError(f"{path}: cannot be read as a tab-separated table ({error})") from error
-    key, *columns = (str(column).strip() for column in table.columns)
-    table.columns = [key, *columns]
-    known = {_normalise(name): row for row, name in reversed(list(enumerate(table[key])))}
-    rows = [known.get(_normalise(name)) for name in ids]
-    if columns and all(row is None for row in rows):
-        logger.warning("%s: its first column, %s, names none of the %d stimuli; no attributes", path, key, len(ids))
-        return {}
-    return {
-        column: _to_array([table[column].iloc[row] if row is not None else "n/a" for row in rows]) for column in columns
-    }
-
-
-def _normalise(name: str) -> str:
-    return name.strip().replace("\\", "/").removeprefix("stimuli/")
-
-
-def _to_array(values: Sequence[str]) -> Array:
-    texts = [value.strip() or "n/a" for value in values]
-    numbers = pd.to_numeric(pd.Series(texts).replace("n/a", None), errors="coerce").to_numpy(float)
-    is_number = ~np.isnan(numbers) | (np.array(texts) == "n/a")
-    return numbers if is_number.all() and not np.isnan(numbers).all() else np.array(texts)
+def _warn(ids: Sequence[str], remarks: Mapping[str, Sequence[str]], directory: Path) -> None:
+    prefixed = sum(
+        name.replace("\\", "/").startswith("stimuli/") and not (directory / "stimuli").is_dir() for name in ids
+    )
+    if prefixed:
+        logger.warning("%d stimuli are named with a leading stimuli/, which BIDS leaves out; it was dropped", prefixed)
+    for remark, text in _REMARKS.items():
+        if marked := remarks.get(remark):
+            logger.warning("%d of %d stimuli (%s, ...) are %s", len(marked), len(ids), marked[0], text)

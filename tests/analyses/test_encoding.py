@@ -9,7 +9,7 @@ from dnnbrain_app.analyses.encoding import score_encoding
 from dnnbrain_app.analyses.folds import make_folds
 from dnnbrain_app.analyses.options import EncodingOptions
 from dnnbrain_app.errors import BadDataError, UsageError
-from dnnbrain_app.records import Gram
+from dnnbrain_app.records import Gram, Grams
 
 OPTIONS = EncodingOptions(n_null=2000)
 
@@ -156,7 +156,7 @@ def test_chunks_threads_and_large_means_change_nothing(rng):
     Y = _signal(rng, X, 300) + rng.standard_normal((60, 300))
     folds = make_folds(60, 5, rng)
     whole = _score([X, X[:, :30]], Y, folds)
-    for settings in ({"memory": 1}, {"n_jobs": 2}):
+    for settings in ({"memory": 12_000_000}, {"n_jobs": 2}):
         other = _score([X, X[:, :30]], Y, folds, **settings)
         np.testing.assert_allclose(other.r, whole.r, atol=1e-5)
         np.testing.assert_array_equal(other.best_layer, whole.best_layer)
@@ -174,6 +174,25 @@ def test_warns_of_penalties_at_the_edge(rng, caplog):
         wide = _score([X], Y, make_folds(100, 5, rng))
         assert wide.edge_fraction < 0.05
         assert not caplog.text
+
+
+def test_layers_are_read_once_and_one_at_a_time(rng):
+    layers = [_gram(_features(rng, 30, p), i) for i, p in enumerate((20, 50, 10))]
+    read = []
+    grams = Grams(3, lambda i: read.append(i) or layers[i])
+    scores = score_encoding(
+        "net",
+        grams,
+        rng.standard_normal((30, 4), dtype=np.float32),
+        make_folds(30, 3, rng),
+        EncodingOptions(n_null=10),
+        rng=rng,
+        memory=2**30,
+        progress=lambda done, _: read.append(f"{(done - 1) // 3} used"),
+    )
+    assert list(dict.fromkeys(read)) == [0, "0 used", 1, "1 used", 2, "2 used"]
+    assert read.count(0) == read.count(1) == read.count(2) == 1
+    assert scores.layers == ("layer1", "layer2", "layer3")
 
 
 def test_reports_progress(rng):

@@ -1,19 +1,22 @@
 import logging
+import tracemalloc
 
 import numpy as np
 import pytest
-from scipy.spatial.distance import pdist
+from scipy.spatial.distance import cdist, pdist
 
 from dnnbrain_app.analyses import rdms
-from dnnbrain_app.analyses.rdms import compute_layer_rdm, compute_rdm
-from dnnbrain_app.errors import BadDataError, UnknownNameError
+from dnnbrain_app.analyses.rdms import compute_layer_rdm, compute_rdm, require_memory
+from dnnbrain_app.errors import BadDataError, UnknownNameError, UsageError
 from dnnbrain_app.records import Gram
 
 ITEMS = tuple(f"image{i}" for i in range(12))
 
 
-def _gram(X) -> Gram:
-    return Gram("conv1", X.shape[1:], 0, X.reshape(len(X), -1) @ X.reshape(len(X), -1).T, X.reshape(len(X), -1).sum(1))
+def _gram(X, *, keep=False) -> Gram:
+    """K alone, or X-only."""
+    rows = X.reshape(len(X), -1)
+    return Gram("conv1", X.shape[1:], 0, None if keep else rows @ rows.T, rows.sum(1), rows if keep else None)
 
 
 @pytest.mark.parametrize("offset", [0, 100])
@@ -82,16 +85,42 @@ def test_unknown_metric(rng):
         compute_rdm(rng.standard_normal((12, 40)), ITEMS, "V1", "correlatoin")
 
 
-def test_layer_rdm_is_that_of_the_activations(rng):
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("block", [2048, 5, 1])
+def test_layer_rdm_is_that_of_the_activations(rng, monkeypatch, keep, block):
+    monkeypatch.setattr(rdms, "BLOCK", block)
     X = np.maximum(rng.standard_normal((12, 8, 5, 5)) + 0.5, 0)
-    rdm = compute_layer_rdm(_gram(X), ITEMS)
+    rdm = compute_layer_rdm(_gram(X, keep=keep), ITEMS, 2**20)
     np.testing.assert_allclose(rdm.dissimilarities, pdist(X.reshape(12, -1), "correlation"), atol=1e-12)
     assert (rdm.name, rdm.items) == ("conv1", ITEMS)
 
 
+@pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("value", [0, 1 / 3])
-def test_a_stimulus_that_activates_all_units_alike_is_named(rng, value):
+def test_a_stimulus_that_activates_all_units_alike_is_named(rng, value, keep):
     X = rng.standard_normal((12, 100))
     X[2] = value
     with pytest.raises(BadDataError, match="layer conv1: the pattern of image2 is constant"):
-        compute_layer_rdm(_gram(X), ITEMS)
+        compute_layer_rdm(_gram(X, keep=keep), ITEMS, 2**20)
+
+
+def test_an_rdm_of_many_stimuli_comes_from_features_in_little_more_than_its_own_memory(rng):
+    X = rng.standard_normal((3000, 20)).astype(np.float32)
+    items = tuple(f"{i}" for i in range(3000))
+    gram = Gram("pool", (20,), 0, None, X.sum(1, dtype=np.float64), X)
+    tracemalloc.start()
+    rdm = compute_layer_rdm(gram, items, 2**28)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 36e6 + 3 * 8 * rdms.BLOCK**2
+    np.testing.assert_allclose(rdm.dissimilarities[:2999], cdist(X[:1], X[1:], "correlation")[0], atol=2e-6)
+
+
+def test_rdms_that_do_not_fit_the_memory_are_refused():
+    X = np.broadcast_to(np.float32(0), (60_000, 4))
+    gram = Gram("pool", (4,), 0, None, np.broadcast_to(0.0, 60_000), X)
+    with pytest.raises(UsageError, match=r"an RDM of 60000 stimuli takes 14.40 GB.*of which 2.00 GB are there"):
+        compute_layer_rdm(gram, ("",) * 60_000, 2 * 10**9)
+    require_memory(2000, 100, 2 * 10**9)
+    with pytest.raises(UsageError, match=r"takes 0.02 GB, and the work with 200 at once 3.29 GB"):
+        require_memory(2000, 200, 2 * 10**9)

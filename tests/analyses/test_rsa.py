@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -8,8 +9,8 @@ from scipy.spatial.distance import squareform
 from scipy.stats import rankdata
 
 from dnnbrain_app.analyses.rdms import compute_rdm
-from dnnbrain_app.analyses.rsa import COMPARISONS, compare_rdms, rank_values, score_rsa
-from dnnbrain_app.errors import BadDataError, UnknownNameError
+from dnnbrain_app.analyses.rsa import COMPARISONS, compare_rdms, rank_values, require_room, score_rsa
+from dnnbrain_app.errors import BadDataError, UnknownNameError, UsageError
 from dnnbrain_app.records import Rdm
 
 N_ITEMS = 30
@@ -147,3 +148,16 @@ def test_92_objects_are_not_nearly_right(monkeys_and_men):
     assert compare_rdms(animacy, mean, "spearman") == pytest.approx(0.588, abs=5e-4)
     monkey = next(rdm for rdm in models if "monkey" in rdm.name.lower())
     assert compare_rdms(monkey, mean, "pearson") == pytest.approx(0.49121, abs=5e-6)
+
+
+def test_an_analysis_that_does_not_fit_the_memory_is_refused_and_one_that_does_keeps_to_it(rng):
+    n, layers, regions = 800, 4, 3
+    values = rng.random((layers + regions, n * (n - 1) // 2))
+    tracemalloc.start()
+    rdms = [_rdm(row.copy(), f"{i}", n) for i, row in enumerate(values)]
+    score_rsa("net", rdms[:layers], rdms[layers:], ("pearson", "rho-a"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    with pytest.raises(UsageError, match="an RDM of 800 stimuli"):
+        require_room(n, layers, regions, peak)
+    require_room(n, layers, regions, peak + 24 * n**2)

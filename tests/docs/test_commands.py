@@ -34,7 +34,7 @@ def check_dnnbrain(words: list[str]) -> None:
     """Go as far as the app does before it looks at a file."""
     given = command.make_context("dnnbrain", list(words)).params
     places = [given[name] for name in ("bids_dir", "output_dir", "analysis_level")]
-    if not (given["list_networks"] or given["list_layers"]):
+    if not (given["list_networks"] or given["list_layers"] or given["fetch_weights"]):
         assert None not in places, "the three arguments are needed"
     build_config(*places, collect_flags(given))
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 from torchvision.transforms.v2 import functional
 
-from dnnbrain_app.networks.layers import find_top_layers
+from dnnbrain_app.networks.families import find_top_layers
 from dnnbrain_app.networks.sources import Network
 from dnnbrain_app.networks.weights import freeze_model
 from dnnbrain_app.records import StimulusSet
@@ -35,9 +35,7 @@ def make_network() -> MakeNetwork:
         def transform(image: Image.Image) -> torch.Tensor:
             return functional.pil_to_tensor(image.resize((size, size))).float() / 127.5 - 1
 
-        return Network(
-            "tiny", "tiny", freeze_model(model), transform, layers or find_top_layers(model), {"Name": "tiny"}
-        )
+        return Network("tiny", freeze_model(model), transform, layers or find_top_layers(model), {"Name": "tiny"})
 
     return make
 

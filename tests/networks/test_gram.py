@@ -67,22 +67,49 @@ def test_pca_scores(X, gram):
     assert abs(scores * signs - exact).max() / abs(exact).max() < 2e-6
 
 
-@pytest.mark.parametrize("penalty", [1e-3, 1e-1, 10])
-def test_ridge_predictions(X, gram, rng, penalty):
-    K, _ = gram
+def centre(K, train, test):
+    """Inner products of features centred on the mean of the training stimuli: (train, train) and (test, train)."""
+    inner, across = K[np.ix_(train, train)], K[np.ix_(test, train)]
+    mean = inner.mean(0)
+    return (
+        inner - mean - mean[:, None] + inner.mean(),
+        across - across.mean(1)[:, None] - mean + inner.mean(),
+    )
+
+
+@pytest.mark.parametrize("exactly", [True, False])
+def test_centring_on_the_training_stimuli(X, gram, exactly):
+    """Exact by algebra; from float32 products, to their rounding."""
+    exact = X.astype(np.float64)
+    K = exact @ exact.T if exactly else gram[0]
+    train, test = np.arange(48), np.arange(48, N)
+    centred = exact - exact[train].mean(0)
+    for found, rows in zip(centre(K, train, test), (train, test), strict=True):
+        expected = centred[rows] @ centred[train].T
+        assert abs(found - expected).max() / abs(expected).max() < (1e-8 if exactly else 2e-6)
+
+
+@pytest.mark.parametrize(("penalty", "tolerance"), [(1e-3, 9e-5), (1e-1, 1e-5), (10, 3e-6)])
+def test_ridge_predictions(X, gram, rng, penalty, tolerance):
     y = X[:, :50].sum(1) + rng.standard_normal(N)
     train, test = np.arange(48), np.arange(48, N)
     alpha = penalty * X[train].var(0).sum()
-    inner = K[np.ix_(train, train)]
-    mean = inner.mean(0)
-    centred = inner - mean - mean[:, None] + inner.mean()
-    across = K[np.ix_(test, train)]
-    across = across - across.mean(1)[:, None] - mean + inner.mean()
-    predicted = across @ np.linalg.solve(centred + alpha * np.eye(48), y[train] - y[train].mean()) + y[train].mean()
+    inner, across = centre(gram[0], train, test)
+    predicted = across @ np.linalg.solve(inner + alpha * np.eye(48), y[train] - y[train].mean()) + y[train].mean()
     exact = Ridge(alpha, solver="svd").fit(X[train].astype(np.float64), y[train]).predict(X[test].astype(np.float64))
-    assert abs(predicted - exact).max() / exact.std() < 9e-5
+    assert abs(predicted - exact).max() / exact.std() < tolerance
 
 
 def test_refuses_no_features():
     with pytest.raises(BadDataError, match="no features"):
         accumulate_gram([])
+
+
+def test_what_all_stimuli_share_does_not_drown_their_differences(rng):
+    """A layer whose stimuli differ by a thousandth of what they have in common, as late layers do."""
+    X = (1 + 1e-3 * rng.standard_normal((40, 300))).astype(np.float32)
+    K, _ = accumulate_gram([X[:, :128], X[:, 128:]])
+    H = np.eye(40) - 1 / 40
+    centred = X - X.mean(axis=0, dtype=np.float64)
+    expected = centred @ centred.T
+    assert np.abs(H @ K @ H - expected).max() < 1e-6 * np.abs(expected).max()
