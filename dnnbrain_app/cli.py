@@ -293,21 +293,23 @@ class Progress:
     """How far a piece of work is, and how long it will take: one line that moves, or a line now and then in a log."""
 
     def __init__(self) -> None:
-        self._label, self._start, self._shown = "", 0.0, 0.0
+        self._label, self._start, self._shown, self._first = "", 0.0, 0.0, 0
 
     def __call__(self, label: str, done: int, total: int) -> None:
         """Show that ``done`` of ``total`` is finished."""
         now, moving = time.monotonic(), sys.stderr.isatty()
         if label != self._label:
-            self._label, self._start, self._shown = label, now, now
-        finished = done >= total
+            self._label, self._start, self._shown, self._first = label, now, now, done  # what a former run did is free
+        finished = total > 0 and done >= total
         if not finished and now - self._shown < (0.2 if moving else 15.0):
             return
         if not logging.getLogger("dnnbrain_app").isEnabledFor(STEP) or (finished and now - self._start < 1.0):
             return
         self._shown = now
-        left = (now - self._start) * (total - done) / max(done, 1)
-        text = f"         {label}: {done}/{total}" + ("" if finished else f", about {left:.0f} s left")
+        rate = (done - self._first) / max(now - self._start, 1e-9)
+        text = f"         {label}: {done}/{total}" if total else f"         {label}: {done}"
+        if total and not finished:
+            text += f", {rate:.3g}/s, about {(total - done) / rate:.0f} s left" if rate else ", starting"
         click.echo(f"\r{text:<79}" if moving else text, err=True, nl=not moving or finished)
 
 

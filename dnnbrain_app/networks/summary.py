@@ -134,7 +134,7 @@ def _describe(Z: Array, start_row: int, n_top: int) -> _Channels:
     shift = deviations.sum(axis=2).sum(axis=0, dtype=np.float64) / (n * n_positions)
     squares = np.einsum("ncp,ncp->nc", deviations, deviations).sum(axis=0, dtype=np.float64)
     scatter = np.maximum(squares - n * n_positions * shift**2, 0)
-    zeros = n * n_positions - np.count_nonzero(Z, axis=(0, 2))
+    zeros = (Z == 0).sum(axis=2, dtype=np.int32).sum(axis=0)
     maxima = Z.max(axis=2)
     rows = np.broadcast_to(np.arange(start_row, start_row + n)[:, None], maxima.shape)
     return _Channels(n, n_positions, pivot + shift, scatter, zeros, *_find_top(maxima, rows, n_top))

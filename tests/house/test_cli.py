@@ -249,3 +249,17 @@ def test_listings_need_no_dataset(run_dnnbrain: Callable[..., Any]) -> None:
     assert list(rows) == ["early", "middle", "late"]
     assert "8x6x6" in rows["early"]
     assert "288" in rows["early"]
+
+
+def test_progress_counts_only_what_this_run_did(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 100, 60 were there: 20 more in 20 s leave 20 for another 20 s."""
+    clock = iter([0.0, 20.0, 40.0])
+    monkeypatch.setattr(cli.time, "monotonic", lambda: next(clock))
+    cli.set_up_logging(0, quiet=False)
+    show = cli.Progress()
+    for done in (60, 80, 100):
+        show("net: images", done, 100)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["         net: images: 80/100, 1/s, about 20 s left", "         net: images: 100/100"]
