@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 from dnnbrain_app.errors import BadDataError
 from dnnbrain_app.records import Array
 
-_FEW = 1024  # products of so few stimuli are so short that BLAS's threads would mostly wait for each other
+_FEW = 512  # products of so few stimuli are so short that BLAS's threads would mostly wait for each other
 
 
 def accumulate_gram(feature_blocks: Iterable[Array]) -> tuple[Array, Array]:

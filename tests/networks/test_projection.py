@@ -3,10 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.spatial.distance import pdist
+from sklearn.random_projection import SparseRandomProjection
 
 from dnnbrain_app.errors import UsageError
 from dnnbrain_app.networks.layers import Layer
-from dnnbrain_app.networks.projection import Projector, sum_rows
+from dnnbrain_app.networks.projection import Projector, draw_matrix, sum_rows
 
 K = 512
 
@@ -35,15 +36,25 @@ def test_inner_products_are_unbiased(X):
     assert np.std(inner) < 0.5 * exact
 
 
-def test_the_matrix_is_sparse_and_that_of_scikit_learn(X):
-    Z = Projector(K, seed=0).apply("conv1", np.eye(2000, 20_000, dtype=np.float32))[:, :-1]
-    density = 1 / np.sqrt(20_000)
-    scaled = Z / np.sqrt(1 / density / (K - 1))  # but for the mean of each row, that was taken out
-    values, counts = np.unique(np.round(scaled), return_counts=True)
-    assert list(values) == [-1, 0, 1]
-    assert abs(scaled - np.round(scaled)).max() < 0.05
-    assert counts[1] / Z.size == pytest.approx(1 - density, abs=1e-3)
-    assert counts[0] == pytest.approx(counts[2], rel=0.1)
+def test_the_matrix_is_as_scikit_learn_draws_it(rng):
+    n_columns = 20_000
+    R = draw_matrix(K, n_columns, rng)
+    theirs = SparseRandomProjection(K, random_state=0).fit(np.zeros((1, n_columns))).components_.tocsc()
+    assert R.shape == theirs.shape == (K, n_columns)
+    np.testing.assert_allclose(np.unique(R.data), np.unique(theirs.data), rtol=1e-6)
+    assert abs(R.data.mean()) < 4 * R.data.std() / np.sqrt(R.nnz)
+    assert R.nnz == pytest.approx(theirs.nnz, abs=5 * np.sqrt(theirs.nnz))
+    for axis in (0, 1):  # entries of a column, and of a row, are binomial in both
+        n_ours, n_theirs = ((matrix != 0).sum(axis=axis) for matrix in (R, theirs))
+        assert n_ours.var() == pytest.approx(n_theirs.var(), rel=0.3)
+        assert n_ours.var() == pytest.approx(n_ours.mean(), rel=0.3)
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (3, 2), (2, 50), (1, 1)])
+def test_small_matrices(shape, rng):
+    """No entry is lost at the end, or lies outside."""
+    n_entries = [draw_matrix(*shape, rng).toarray().astype(bool) for _ in range(2000)]
+    assert np.mean(n_entries, axis=0) == pytest.approx(1 / np.sqrt(shape[1]), abs=0.06)
 
 
 def test_correlations_between_patterns_nearly_stay(X):
