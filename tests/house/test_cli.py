@@ -257,9 +257,13 @@ def test_progress_counts_only_what_this_run_did(
     """Of 100, 60 were there: 20 more in 20 s leave 20 for another 20 s."""
     clock = iter([0.0, 20.0, 40.0])
     monkeypatch.setattr(cli.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(cli.logging.getLogger("dnnbrain_app"), "level", cli.STEP)
+    logger = cli.logging.getLogger("dnnbrain_app")
+    logger.setLevel(cli.STEP)
     show = cli.Progress()
-    for done in (60, 80, 100):
-        show("net: images", done, 100)
+    try:
+        for done in (60, 80, 100):
+            show("net: images", done, 100)
+    finally:
+        logger.setLevel(cli.logging.NOTSET)
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["         net: images: 80/100, 1/s, about 20 s left", "         net: images: 100/100"]
