@@ -23,7 +23,7 @@ BENCHMARKS = {
     "encoding": "Ridge encoding, a penalty for each voxel",
     "responses": "Single-trial responses (LSS)",
     "rsa": "Dissimilarity matrices and their comparison",
-    "extraction": "Activations of sixteen layers, from files to Grams",
+    "extraction": "Activations, from files to features and Grams",
 }
 PACKAGES = ("numpy", "scipy", "torch", "nilearn", "scikit-learn", "himalaya", "rsatoolbox")
 
