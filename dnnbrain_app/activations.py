@@ -73,12 +73,13 @@ def plan_features(n_stimuli: int, memory: int, projection: int) -> FeaturePlan:
     return FeaturePlan(fits, projection or (0 if fits else PROJECTED))
 
 
-def identify_features(name: str, n_stimuli: int, session: Session) -> dict[str, Any]:
-    """Say what the activations of a network depend on, besides the stimuli; plain values, without loading it."""
+def identify_features(name: str, stimuli: StimulusSet, session: Session) -> dict[str, Any]:
+    """Say, without loading the network, what its activations depend on besides which stimuli these are."""
     from dnnbrain_app.networks.sources import identify_weights
 
     config = session.config
-    options, plan = config.networks, plan_features(n_stimuli, session.memory, config.networks.projection)
+    options = config.networks
+    plan = plan_features(len(set(stimuli.digests)), session.memory, options.projection)
     file = name.startswith(FROM_FILE)
     return {
         "dnnbrain": __version__,
@@ -100,7 +101,7 @@ def is_written(name: str, stimuli: StimulusSet, session: Session) -> bool:
 
 def name_file(name: str, stimuli: StimulusSet, session: Session) -> Path:
     """Name the ``.act.h5`` of these stimuli."""
-    features = digest_key(identify_features(name, len(stimuli), session))
+    features = digest_key(identify_features(name, stimuli, session))
     return names.activations(
         session.output, names.label_network(name), digest_key([features, stimuli.ids, stimuli.digests])
     )
@@ -127,7 +128,7 @@ def find_or_compute(name: str, stimuli: StimulusSet, session: Session, *, n_top:
     """
     folder = session.config.run.work_dir / "grams"
     distinct, rows = stimuli.distinct()
-    identity = digest_key(identify_features(name, len(distinct), session))
+    identity = digest_key(identify_features(name, distinct, session))
     to_write = not is_written(name, stimuli, session)
 
     def find() -> GramEntry | None:
@@ -207,7 +208,9 @@ def extract_from_network(
     projector = Projector(plan.projection, session.config.run.random_seed) if plan.projection else None
     kept = projector.plan(layers) if projector else layers
     store.open({layer.name: layer.shape for layer in kept}, len(stimuli))
-    n_features = sum(layer.n_features for layer in layers)
+    n_features, n_wide = sum(layer.n_features for layer in layers), sum(layer not in layers for layer in kept)
+    if n_wide:
+        logger.log(STEP, "%s: %d layers are projected at random to %d dimensions", name, n_wide, plan.projection)
     logger.log(
         STEP,
         "%s looks at %d stimuli: %d layers, %s units, %.1f GB of features",
@@ -243,10 +246,9 @@ def make_layer_grams(name: str, store: FeatureStore, layers: Sequence[Layer], se
     if not plan.keep_kernel:
         logger.warning(
             "%d stimuli: analyses of their inner products do not fit the memory (%.1f GB a layer); features are kept "
-            "instead, of wide layers a random projection to %d dimensions. More --mem, or fewer stimuli, avoid it",
+            "instead. More --mem, or fewer stimuli, avoid it",
             store.n_stimuli,
             8 * store.n_stimuli**2 / GIGA,
-            plan.projection,
         )
     progress = partial(session.progress, f"{name}: layers")
     return make_grams(store, layers, keep_kernel=plan.keep_kernel, progress=progress)
@@ -289,8 +291,8 @@ def read_from_file(
     from dnnbrain_app.networks.layers import Layer
 
     options, path = session.config.networks, _find_file(name)
-    if options.dnn_mask or options.pooling:
-        raise UsageError(f"--dnn-mask and --pool are for networks; {name} is taken as it is")
+    if options.dnn_mask or options.pooling or options.projection:
+        raise UsageError(f"--dnn-mask, --pool and --projection are for networks; {name} is taken as it is")
     beside = _find_names(path)
     fill_store(
         path,
@@ -313,9 +315,9 @@ def read_from_file(
     }, layers
 
 
-def measure_file(name: str, options: NetworkOptions) -> tuple[int, ...]:
-    """Count the units of each layer that would be taken from a file."""
-    return tuple(map(math.prod, list_shapes(_find_file(name), options.layers).values()))
+def list_file_layers(name: str, layers: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each layer that would be taken from a file of activations."""
+    return list_shapes(_find_file(name), layers)
 
 
 def _find_names(path: Path) -> Path:

@@ -227,6 +227,8 @@ def dispatch(config: Config, given: dict[str, Any]) -> int:
     elif given["boilerplate_only"]:
         click.echo(reporting.write_boilerplate(config))
     elif config.level == "stimulus":
+        if given["reports_only"]:
+            raise UsageError("--reports-only: the stimulus level writes tables and RDMs, but no report")
         return workflow.run_stimuli(config, command_line=sys.argv, progress=Progress())
     elif given["reports_only"]:
         return workflow.rebuild_reports(config, command_line=sys.argv)

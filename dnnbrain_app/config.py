@@ -316,6 +316,10 @@ def _check(config: Config) -> None:
             f"encoding.alpha_min = {encoding.alpha_min:g} and alpha_max = {encoding.alpha_max:g} "
             "must be positive, finite and in order"
         )
+    if config.level == "stimulus" and run.analyses:
+        raise UsageError(
+            f"--analysis {' '.join(run.analyses)} relates networks to brains; the stimulus level knows no brain"
+        )
     _check_networks(networks)
 
 

@@ -13,14 +13,16 @@ from pathlib import Path
 from dnnbrain_app.activations import FROM_FILE, find_or_compute, identify_features
 from dnnbrain_app.config import Config
 from dnnbrain_app.derivatives import names
-from dnnbrain_app.derivatives.ledger import digest_key
+from dnnbrain_app.derivatives.files import write_atomically
+from dnnbrain_app.derivatives.ledger import digest_key, stamp
 from dnnbrain_app.derivatives.matrices import write_rdms
 from dnnbrain_app.derivatives.sidecars import describe_map, list_versions, make_uri
 from dnnbrain_app.derivatives.tables import write_channel_tables
-from dnnbrain_app.errors import UsageError
+from dnnbrain_app.errors import MissingInputError, UsageError
 from dnnbrain_app.records import Activations, StimulusSet
 from dnnbrain_app.session import Session
 from dnnbrain_app.stages import gather_rdms, gather_stimuli
+from dnnbrain_app.stimuli.clips import read_frames
 from dnnbrain_app.stimuli.stim_files import StimFile, list_stimuli, read_stim_file
 
 logger = logging.getLogger(__name__)
@@ -31,8 +33,26 @@ def gather_listed(session: Session) -> StimulusSet:
     if session.config.stimuli.file is None:
         folder = find_folder(session.config)
         return gather_stimuli(list_stimuli(folder), folder, session)
-    listed = _read_listed(session.config)
+    listed = read_stim_file(session.config.stimuli.file, session.config.stimuli.directory)
+    if listed.kind == "video":
+        return gather_frames(listed, session)
     return gather_stimuli(listed.names, listed.path, session, listed.table)
+
+
+def gather_frames(listed: StimFile, session: Session) -> StimulusSet:
+    """Make images of the frames of a video that are listed; they lie in the work folder, named by their number."""
+    if not listed.path.is_file():
+        raise MissingInputError(
+            f"--stimulus-file {session.config.stimuli.file}: its video {listed.path} does not exist"
+        )
+    folder = session.config.run.work_dir / "frames" / digest_key(stamp(listed.path))[:32]
+    paths = {int(number): folder / f"{int(number):06d}.png" for number in listed.names}
+    absent = [number for number, path in paths.items() if not path.exists()]
+    for done, (number, image) in enumerate(read_frames(listed.path, absent), 1):
+        write_atomically(paths[number], image.save)
+        session.progress("stimuli: frames", done, len(absent))
+    names_of_files = [path.name for path in paths.values()]
+    return gather_stimuli(names_of_files, folder, session, listed.table.assign(stimID=names_of_files))
 
 
 def find_folder(config: Config) -> Path:
@@ -44,24 +64,14 @@ def find_folder(config: Config) -> Path:
 def list_stimulus_names(config: Config) -> Sequence[str]:
     """Name the stimuli without opening them."""
     if config.stimuli.file is not None:
-        return _read_listed(config).names
+        return read_stim_file(config.stimuli.file, config.stimuli.directory).names
     return list_stimuli(find_folder(config))
-
-
-def _read_listed(config: Config) -> StimFile:
-    assert config.stimuli.file is not None
-    listed = read_stim_file(config.stimuli.file, config.stimuli.directory)
-    if listed.kind == "video":
-        raise UsageError(
-            f"--stimulus-file {config.stimuli.file} lists frames of one video; a list of images or clips is needed"
-        )
-    return listed
 
 
 def key_network(name: str, stimuli: StimulusSet, session: Session) -> str:
     """Digest all that the results of a network depend on."""
     options = session.config.networks
-    seen = [identify_features(name, len(stimuli), session), stimuli.ids, stimuli.digests]
+    seen = [identify_features(name, stimuli, session), stimuli.ids, stimuli.digests]
     return digest_key([seen, options.n_top, options.save_activations])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from dnnbrain_app.activations import FROM_FILE, choose_reduced, measure_file, plan_features
+from dnnbrain_app.activations import FROM_FILE, choose_reduced, list_file_layers, plan_features
 from dnnbrain_app.config import Config, count_cpus, measure_memory
 from dnnbrain_app.dataset.events import build_trials
 from dnnbrain_app.dataset.index import find_units
@@ -67,6 +68,8 @@ def fetch_weights(names: Sequence[str], options: NetworkOptions, progress: Progr
 
 def list_layers(name: str, options: NetworkOptions) -> str:
     """List a network's layers in the order of the forward pass, with shape, units and size; ``*`` marks main ones."""
+    if name.startswith(FROM_FILE):
+        return _list_file(name)
     from dnnbrain_app.networks.layers import choose_layers, list_layers
     from dnnbrain_app.networks.sources import load_network
 
@@ -87,6 +90,14 @@ def list_layers(name: str, options: NetworkOptions) -> str:
     if not network.differentiable:
         notes.append("no gradients: it can be mapped to brains, but not looked into (saliency, synthesis)")
     return "\n".join([_format_table(rows), "", *notes])
+
+
+def _list_file(name: str) -> str:
+    rows = [("layer", "shape", "units", "MB/1000 stimuli")]
+    for layer, shape in list_file_layers(name, ("all",)).items():
+        units = math.prod(shape)
+        rows.append((layer, "x".join(map(str, shape)), str(units), f"{units * 4e3 / 1e6:.1f}"))
+    return f"{_format_table(rows)}\n\n--layers main (the default) means all of them"
 
 
 def plan(config: Config) -> str:
@@ -194,7 +205,7 @@ def _plan_unit(
 
 def _measure_network(name: str, config: Config) -> _Network:
     if name.startswith(FROM_FILE):
-        return _Network(name, measure_file(name, config.networks), 0.0)
+        return _Network(name, tuple(map(math.prod, list_file_layers(name, config.networks.layers).values())), 0.0)
     from dnnbrain_app.networks.layers import list_layers
     from dnnbrain_app.networks.sources import load_network
 

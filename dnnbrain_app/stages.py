@@ -140,7 +140,7 @@ def key_responses(unit: Unit, config: Config) -> str:
 def key_analysis(name: str, network: str, responses: str, stimuli: StimulusSet, session: Session) -> str:
     """Digest all that an analysis of a network depends on; `responses` is the key of the betas."""
     config = session.config
-    seen = [identify_features(network, len(stimuli), session), stimuli.ids, stimuli.digests]
+    seen = [identify_features(network, stimuli, session), stimuli.ids, stimuli.digests]
     regions = [list(map(stamp, list_atlas_files(config.dataset.atlas))), config.dataset.rois]
     groups = list(stimuli.attributes.get(config.encoding.folds_by, ()))
     own = {"encoding": [config.encoding, config.run.random_seed, groups], "rsa": [config.rsa]}

@@ -214,7 +214,7 @@ def open_session(config: Config, command_line: Sequence[str], progress: Progress
     derivatives = find_derivatives(config.bids_dir, config.dataset) if brain else {}
     prepare_dataset(output, raw, derivatives, __version__)
     if config.run.clean_work_dir:
-        for name in ("grams", "features", "cache"):
+        for name in ("grams", "features", "frames", "cache"):
             shutil.rmtree(work / name, ignore_errors=True)
     check_writable(work)
     run_id = f"{time.strftime('%Y%m%d-%H%M%S')}_{uuid.uuid4()}"

@@ -6,7 +6,6 @@ got round more than once, so such a file deserves the trust of a program. With t
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import os
 import re
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from dnnbrain_app.errors import BadDataError, MissingInputError, UsageError
 from dnnbrain_app.networks.network import Network
 from dnnbrain_app.networks.options import NetworkOptions
-from dnnbrain_app.networks.sources import list_preprocessing, stamp_file
+from dnnbrain_app.networks.sources import find_version, list_preprocessing, stamp_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,7 +53,7 @@ def load(name: str, options: NetworkOptions, *, fill: bool) -> Network:
     from dnnbrain_app.networks.weights import check_hash
 
     outputs.refuse_weights(name, options.weights)
-    version = _find_version()
+    version = find_version("keras", "networks named keras:FILE", "keras")
     path = _find_file(name)
     network = _read(path)
     size, channels_last = _find_input(network, path)
@@ -100,18 +99,9 @@ def identify(name: str, options: NetworkOptions) -> dict[str, Any]:
     """Say what the values depend on: the file, Keras, and the user's preprocessing."""
     return {
         "weights": stamp_file(_find_file(name)),
-        "keras": _find_version(),
+        "keras": find_version("keras", "networks named keras:FILE", "keras"),
         "preprocessing": list_preprocessing(options),
     }
-
-
-def _find_version() -> str:
-    try:
-        return importlib.metadata.version("keras")
-    except importlib.metadata.PackageNotFoundError as error:
-        raise MissingInputError(
-            "networks named keras:FILE need Keras, which is not installed: pip install 'dnnbrain-app[keras]'"
-        ) from error
 
 
 def _find_file(name: str) -> Path:

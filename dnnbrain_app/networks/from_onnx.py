@@ -7,7 +7,6 @@ gradients: such a network can be mapped to brains, but not looked into.
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import re
 from collections.abc import Container, Sequence
@@ -28,7 +27,7 @@ from dnnbrain_app.networks.onnx_graph import (
     read_graph,
 )
 from dnnbrain_app.networks.options import NetworkOptions
-from dnnbrain_app.networks.sources import list_preprocessing, stamp_file
+from dnnbrain_app.networks.sources import find_version, list_preprocessing, stamp_file
 
 if TYPE_CHECKING:
     import torch
@@ -97,13 +96,9 @@ def identify(name: str, options: NetworkOptions) -> dict[str, Any]:
 
 
 def _find_version() -> str:
-    try:
-        importlib.metadata.version("onnx")
-        return importlib.metadata.version("onnxruntime")
-    except importlib.metadata.PackageNotFoundError as error:
-        raise MissingInputError(
-            f"networks named onnx:FILE need {error.name}, which is not installed: pip install 'dnnbrain-app[onnx]'"
-        ) from error
+    users = "networks named onnx:FILE"
+    find_version("onnx", users, "onnx")
+    return find_version("onnxruntime", users, "onnx")
 
 
 def _find_file(name: str) -> Path:

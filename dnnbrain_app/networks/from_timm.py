@@ -7,7 +7,6 @@ asked for, and no pickle is run. (Asked for weights, timm goes to the Hugging Fa
 from __future__ import annotations
 
 import glob
-import importlib.metadata
 import math
 import re
 import shlex
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from dnnbrain_app.errors import BadDataError, MissingInputError, UnknownNameError
 from dnnbrain_app.networks.network import Network, keep
 from dnnbrain_app.networks.options import NetworkOptions
-from dnnbrain_app.networks.sources import list_folders, stamp_file
+from dnnbrain_app.networks.sources import find_version, list_folders, stamp_file
 
 if TYPE_CHECKING:
     from timm.models import PretrainedCfg
@@ -45,7 +44,7 @@ def load(name: str, options: NetworkOptions, *, fill: bool) -> Network:
     """
     from dnnbrain_app.networks import weights
 
-    provenance = {"Timm": _find_version(), "Precision": "float32"}
+    provenance = {"Timm": find_version("timm", "networks named timm/...", "timm"), "Precision": "float32"}
     tagged, published = _find_published(name)
     provenance |= {"Name": f"timm/{tagged}", "License": published.license or "unknown"}
     if fill:
@@ -68,7 +67,7 @@ def identify(name: str, options: NetworkOptions) -> dict[str, Any]:
 
     timm is not asked which file it is, for importing it takes seconds: all whose names fit are told.
     """
-    identity: dict[str, Any] = {"timm": _find_version()}
+    identity: dict[str, Any] = {"timm": find_version("timm", "networks named timm/...", "timm")}
     if options.weights is not None:
         return identity | {"weights": stamp_file(options.weights)}
     start = glob.escape(name.removeprefix("timm/"))
@@ -83,7 +82,7 @@ def fetch(name: str, options: NetworkOptions, progress: Progress | None) -> Path
     """Download the published weights."""
     from dnnbrain_app.networks import weights
 
-    _find_version()
+    find_version("timm", "networks named timm/...", "timm")
     tagged, published = _find_published(name)
     licence = published.license or "unknown"
     if not published.hf_hub_id:
@@ -99,15 +98,6 @@ def fetch(name: str, options: NetworkOptions, progress: Progress | None) -> Path
         part.unlink()
         raise BadDataError(f"{url}: the SHA-256 of what came is {found[:16]}..., not {sha256[:16]}...; try again.")
     return part.replace(target)
-
-
-def _find_version() -> str:
-    try:
-        return importlib.metadata.version("timm")
-    except importlib.metadata.PackageNotFoundError as error:
-        raise MissingInputError(
-            "networks named timm/... come from timm, which is not installed: pip install 'dnnbrain-app[timm]'"
-        ) from error
 
 
 def _find_published(name: str) -> tuple[str, PretrainedCfg]:

@@ -6,6 +6,7 @@ torch is imported only when a network is loaded, so that names can be checked an
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -159,6 +160,22 @@ def stamp_file(path: Path) -> list[Any]:
     except OSError as error:
         raise MissingInputError(f"file not found: {path}") from error
     return [str(path.resolve()), status.st_size, status.st_mtime_ns]
+
+
+def find_version(package: str, networks: str, extra: str) -> str:
+    """Find the version of a package that only some networks need.
+
+    Raises
+    ------
+    MissingInputError
+        If it is not installed: `networks` says in words for which it is needed, `extra` installs it.
+    """
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError as error:
+        raise MissingInputError(
+            f"{networks} need {package}, which is not installed: pip install 'dnnbrain-app[{extra}]'"
+        ) from error
 
 
 def list_preprocessing(options: NetworkOptions) -> tuple[Any, ...]:

@@ -43,8 +43,8 @@ def digest_stimulus(path: Path, known: Known) -> tuple[str, str]:
     try:
         status = path.stat()
         stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-        entry = known.get(str(path), [])
-        if len(entry) == 5 and list(entry[:3]) == stamp:
+        entry = known.get(str(path))
+        if isinstance(entry, list) and len(entry) == 5 and entry[:3] == stamp:
             return str(entry[3]), str(entry[4])
         digest, remark = _read(path)
     except OSError as error:

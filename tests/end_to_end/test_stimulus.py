@@ -154,6 +154,55 @@ def test_a_folder_of_images_is_enough(dataset: Any, tmp_path: Path, run_dnnbrain
     assert set(table["stimulus"]) == set(names)
 
 
+def test_frames_of_a_video_are_stimuli(tmp_path: Path, run_dnnbrain: Callable[..., Any]) -> None:
+    """As in the original: a list of frame numbers, each to be shown as an image."""
+    av = pytest.importorskip("av", reason="PyAV is not installed (extra video)")
+    films = tmp_path / "films"
+    films.mkdir()
+    with av.open(str(films / "film.mkv"), "w") as film:
+        stream = film.add_stream("ffv1", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 48, 48, "bgr0"
+        for number in range(8):
+            picture = np.full((48, 48, 3), 30 * number, np.uint8)
+            film.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        film.mux(stream.encode())
+    listed = films / "film.stim.csv"
+    listed.write_text(f"type=video\npath={films / 'film.mkv'}\ndata=stimID\n7\n2\n4\n")
+    more = ["--network", NETWORK, "--stimulus-file", listed, "--work-dir", tmp_path / "work"]
+    outcome = run_dnnbrain(films, tmp_path / "out", "stimulus", *more)
+    assert outcome.code == 0, outcome.err
+    table = pd.read_csv(find_one(tmp_path / "out" / FOLDER, "*preferred*.tsv"), sep="\t")
+    assert set(table["stimulus"]) == {"000002.png", "000004.png", "000007.png"}
+    for number in (2, 4, 7):
+        (frame,) = (tmp_path / "work" / "frames").rglob(f"{number:06d}.png")
+        assert np.asarray(Image.open(frame))[24, 24].tolist() == [30 * (number - 1)] * 3
+    (films / "film.mkv").unlink()
+    outcome = run_dnnbrain(films, tmp_path / "out", "stimulus", *more)
+    assert outcome.code == 66
+    assert "film.mkv does not exist" in outcome.err
+
+
+def test_layers_of_a_file_are_listed(looked: Path, run_dnnbrain: Callable[..., Any]) -> None:
+    file = find_one(looked / "out" / FOLDER, "*.act.h5")
+    outcome = run_dnnbrain("--list-layers", f"act:{file}")
+    assert outcome.code == 0, outcome.err
+    assert [line.split()[:3] for line in outcome.out.splitlines()[1:4]] == [
+        ["early", "8x6x6", "288"],
+        ["middle", "16x2x2", "64"],
+        ["late", "24", "24"],
+    ]
+
+
+def test_activations_of_a_file_are_taken_as_they_are(
+    dataset: Any, looked: Path, tmp_path: Path, run_dnnbrain: Callable[..., Any]
+) -> None:
+    file = find_one(looked / "out" / FOLDER, "*.act.h5")
+    more = ["--network", f"act:{file}", "--projection", "10", "--work-dir", tmp_path / "work"]
+    outcome = run_dnnbrain(dataset.path, tmp_path / "out", "stimulus", *more)
+    assert outcome.code == 2
+    assert "--projection" in outcome.err
+
+
 def test_many_stimuli_are_kept_as_features_and_mapped_all_the_same(
     dataset: Any, tmp_path: Path, run_dnnbrain: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,6 +245,8 @@ def test_a_projection_is_said(dataset: Any, tmp_path: Path, run_dnnbrain: Callab
         (["--network", NETWORK, "--stimuli-dir", "nowhere"], 66, ["nowhere"]),
         (["--network", NETWORK, "--precision", "float16"], 2, ["float16", "bfloat16"]),
         (["--network", "alexnet", "--weights-dir", "nowhere"], 66, ["nowhere"]),
+        (["--network", NETWORK, "--reports-only"], 2, ["--reports-only", "no report"]),
+        (["--network", NETWORK, "--analysis", "encoding"], 2, ["--analysis encoding", "stimulus level"]),
     ],
 )
 def test_what_cannot_be_is_refused(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import logging
 import os
 import subprocess
@@ -316,7 +317,7 @@ def test_another_framework_behind_keras(straight, save, keras, monkeypatch):
 
 def test_without_keras(tmp_path, monkeypatch):
     def find(package):
-        raise from_keras.importlib.metadata.PackageNotFoundError(package)
+        raise importlib.metadata.PackageNotFoundError(package)
 
     (tmp_path / "x.keras").touch()
     monkeypatch.setattr("importlib.metadata.version", find)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import importlib.metadata
 import logging
 import os
 import subprocess
@@ -390,7 +391,7 @@ def test_without_onnxruntime(make_graph, monkeypatch):
     path = make_graph()
 
     def find(package):
-        raise from_onnx.importlib.metadata.PackageNotFoundError(package)
+        raise importlib.metadata.PackageNotFoundError(package)
 
     monkeypatch.setattr("importlib.metadata.version", find)
     with pytest.raises(MissingInputError, match=r"need onnx, .* pip install 'dnnbrain-app\[onnx\]'"):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import logging
 import os
 import socket
@@ -228,7 +229,7 @@ def test_without_timm(monkeypatch):
 
 
 def _not_found(package: str) -> str:
-    raise from_timm.importlib.metadata.PackageNotFoundError(package)
+    raise importlib.metadata.PackageNotFoundError(package)
 
 
 def test_identity_changes_with_the_files(tmp_path, no_caches):

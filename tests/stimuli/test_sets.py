@@ -181,7 +181,7 @@ def test_unchanged_files_are_not_read_again(folder: Path, paint: Any, opened: li
 
 
 def test_nonsense_among_the_known_is_ignored(folder: Path, opened: list[str]) -> None:
-    known: dict[str, list[Any]] = {str(folder / "a.JPEG"): [1, 2], str(folder / "faces/b.png"): []}
+    known: dict[str, Any] = {str(folder / "a.JPEG"): 5, str(folder / "faces/b.png"): [1, 2]}
     find_stimuli(["a.JPEG", "faces/b.png"], folder, known=known)
     assert opened == ["a.JPEG", "b.png"]
     assert {len(entry) for entry in known.values()} == {5}
