@@ -45,6 +45,7 @@ ENTITIES = (
 )
 SPACE_ENTITIES = ("space", "cohort", "res", "den")
 ENCODING_STATS = ("r", "rsquared", "alpha", "bestlayer")
+RESPONSE_STATS = ("noiseceiling", "ncsnr", "reliability", "hrf", "fraction")
 
 
 def to_label(text: str) -> str:
@@ -145,6 +146,11 @@ def beta_map(root: Path, unit: Unit, response_model: str) -> Path:
 def beta_trials(root: Path, unit: Unit, response_model: str) -> Path:
     """Table that says what each beta map is."""
     return output_path(root, unit.entities, "statmap", ".tsv", stat="effect", desc=to_label(response_model))
+
+
+def response_map(root: Path, unit: Unit, response_model: str, stat: str) -> Path:
+    """Stem of a map of how good the responses are, or of what was chosen to estimate them: see `RESPONSE_STATS`."""
+    return output_path(root, unit.entities, "statmap", stat=stat, desc=to_label(response_model))
 
 
 def region_table(root: Path, unit: Unit, atlas: str, network: str, analysis: str) -> Path:

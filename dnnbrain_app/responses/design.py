@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from nilearn.glm.first_level import glover_hrf, spm_hrf
 
-from dnnbrain_app.errors import BadDataError, UnknownNameError
+from dnnbrain_app.errors import BadDataError
 from dnnbrain_app.records import Array
+from dnnbrain_app.responses.hrfs import Kernel, get_kernels
 
-HRFS = {"glover": glover_hrf, "spm": spm_hrf}
 OVERSAMPLING = 50  # samples a TR, and
 HISTORY = 24.0  # seconds before the first volume that are modelled: both as in nilearn
 
@@ -16,12 +15,8 @@ HISTORY = 24.0  # seconds before the first volume that are modelled: both as in 
 def build_design(onset: Array, duration: Array, frame_times: Array, hrf: str) -> Array:
     r"""Convolve each event with a haemodynamic response function.
 
-    .. math:: x_i(t) = \int h(u)\, [o_i \le t - u < o_i + d_i]\, du = H(t - o_i) - H(t - o_i - d_i), \quad H = \int h
-
-    The boxcar of an event is a step up and a step down, so that all columns are one table of the step response
-    :math:`H` read at other lags: no convolution, whatever the number of events. Columns of overlapping events add.
-    The time grid is nilearn's, and columns equal those of ``nilearn.glm.first_level.compute_regressor``: the HRF has
-    an integral of 1, and an event without duration lasts one sample (TR / 50).
+    Columns equal those of ``nilearn.glm.first_level.compute_regressor``: the HRF has an integral of 1, and an event
+    without duration lasts one sample (TR / 50). Columns of overlapping events add.
 
     Parameters
     ----------
@@ -29,8 +24,8 @@ def build_design(onset: Array, duration: Array, frame_times: Array, hrf: str) ->
         Seconds; onsets on the clock of `frame_times`, and possibly negative.
     frame_times : array of shape (n_frames,)
         Time that each volume represents, in seconds, ascending.
-    hrf : {'glover', 'spm'}
-        Haemodynamic response function.
+    hrf : str
+        A name of `HRFS`; of one with derivatives, the response without them.
 
     Returns
     -------
@@ -44,8 +39,65 @@ def build_design(onset: Array, duration: Array, frame_times: Array, hrf: str) ->
     BadDataError
         If there are fewer than two volumes.
     """
-    if hrf not in HRFS:
-        raise UnknownNameError("HRF", hrf, HRFS)
+    return convolve_events(onset, duration, frame_times, get_kernels(hrf)[0])
+
+
+def build_derivatives(onset: Array, duration: Array, frame_times: Array, hrf: str, groups: Array) -> Array:
+    r"""Convolve events with the derivatives of the response to its latency and width.
+
+    The events of a group (all events of a stimulus, or a single event) share a regressor for each derivative, of
+    which, as in nilearn, what the group's response :math:`x` and the derivatives before explain is subtracted. So the
+    model's beta of :math:`x` takes all that :math:`x` can explain of a response that is early, late, narrow or wide.
+
+    Parameters
+    ----------
+    onset, duration, frame_times, hrf
+        As in `build_design`.
+    groups : bool array of shape (n_events, n_groups)
+        Which events share regressors.
+
+    Returns
+    -------
+    array of shape (n_frames, n_groups * n_derivatives)
+        float64; all groups of the first derivative, then of the second. No columns for an HRF without derivatives.
+    """
+    before = [build_design(onset, duration, frame_times, hrf) @ groups]
+    for kernel in get_kernels(hrf)[1:]:
+        x = convolve_events(onset, duration, frame_times, kernel) @ groups
+        for other in before:  # orthogonal to each other already
+            energy = np.einsum("tg,tg->g", other, other)
+            x -= other * np.divide(np.einsum("tg,tg->g", other, x), energy, out=np.zeros_like(energy), where=energy > 0)
+        before.append(x)
+    return np.hstack([before[0][:, :0], *before[1:]])
+
+
+def convolve_events(onset: Array, duration: Array, frame_times: Array, kernel: Kernel, *, lead: int = 0) -> Array:
+    r"""Convolve each event with a response.
+
+    .. math:: x_i(t) = \int h(u)\, [o_i \le t - u < o_i + d_i]\, du = H(t - o_i) - H(t - o_i - d_i), \quad H = \int h
+
+    The boxcar of an event is a step up and a step down, so that all columns are one table of the step response
+    :math:`H` read at other lags: no convolution, whatever the number of events. The time grid is nilearn's.
+
+    Parameters
+    ----------
+    onset, duration, frame_times
+        As in `build_design`.
+    kernel : callable
+        From a TR and the number of samples in it to the samples of the response.
+    lead : int
+        Samples (of a 50th of a TR) by which volumes look ahead.
+
+    Returns
+    -------
+    array of shape (n_frames, n_events)
+        float64.
+
+    Raises
+    ------
+    BadDataError
+        If there are fewer than two volumes.
+    """
     n_frames = len(frame_times)
     if n_frames < 2:
         raise BadDataError(f"a run of {n_frames} volume(s) cannot be modelled; at least 2 are needed")
@@ -60,8 +112,8 @@ def build_design(onset: Array, duration: Array, frame_times: Array, hrf: str) ->
     down[(down == up) & (down < len(grid) - 1)] += 1
     down[onset + duration < grid[0]] = 0  # over before the grid begins, where its onset was clipped to
 
-    step_response = np.concatenate([[0.0], np.cumsum(HRFS[hrf](float(np.diff(frame_times).min()), OVERSAMPLING))])
+    step_response = np.concatenate([[0.0], np.cumsum(kernel(float(np.diff(frame_times).min()), OVERSAMPLING))])
     lags = np.arange(-1, len(step_response) - 1)
-    position = ((frame_times - grid[0]) / (grid[1] - grid[0]))[:, np.newaxis]
+    position = ((frame_times - grid[0]) / (grid[1] - grid[0]) + lead)[:, np.newaxis]
     design: Array = np.interp(position - up, lags, step_response) - np.interp(position - down, lags, step_response)
     return design

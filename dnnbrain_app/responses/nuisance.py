@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 MOTION = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")
 EXPANSIONS = {0: (), 6: ("",), 24: ("", "_derivative1", "_power2", "_derivative1_power2")}
 COSINE = re.compile(r"cosine\d+")
+DISPLACEMENT = "framewise_displacement"
 SPIKE = re.compile(r"(non_steady_state|motion)_outlier\d+")
 COLLINEAR = 1e-8  # share of a column's norm that must be its own: confounds files have about eight digits
 
@@ -27,9 +28,11 @@ def build_nuisance(
 ) -> tuple[Array, tuple[str, ...]]:
     r"""Collect the regressors of no interest of one run.
 
-    A constant, cosine drifts, motion, anatomical CompCor and spikes, named as fMRIPrep names them. Without cosines in
-    the confounds, drift :math:`j` at volume :math:`k` of :math:`T` is :math:`\cos(\pi j (k + 1/2) / T)`, for every
-    :math:`j` whose period is at least ``options.high_pass``. Columns that follow from others are left out.
+    A constant, cosine drifts, motion, anatomical CompCor and spikes, named as fMRIPrep names them, and a regressor for
+    each volume to be scrubbed, :math:`FD_k > \theta` (Power et al. 2012), as if it had not been measured. Without
+    cosines in the confounds, drift :math:`j` at volume :math:`k` of :math:`T` is
+    :math:`\cos(\pi j (k + 1/2) / T)`, for every :math:`j` whose period is at least ``options.high_pass``. Columns that
+    follow from others are left out.
 
     Parameters
     ----------
@@ -38,7 +41,7 @@ def build_nuisance(
     frame_times : array of shape (n_frames,)
         Seconds.
     options : ResponseOptions
-        ``motion``, ``compcor``, ``spikes`` and ``high_pass`` say what enters.
+        ``motion``, ``compcor``, ``spikes``, ``fd_threshold`` and ``high_pass`` say what enters.
 
     Returns
     -------
@@ -52,6 +55,10 @@ def build_nuisance(
     BadDataError
         If a column that was asked for is absent, has another length than the run or a gap (n/a) after its first row,
         or if the regressors leave no degree of freedom.
+
+    References
+    ----------
+    Power et al. (2012), doi:10.1016/j.neuroimage.2011.10.018.
     """
     n_frames = len(frame_times)
     if not confounds and options.motion:
@@ -62,6 +69,8 @@ def build_nuisance(
     if not cosines:
         columns |= _build_drifts(frame_times, options.high_pass)
     columns |= {name: _read_column(confounds[name], name, n_frames) for name in asked}
+    if options.fd_threshold:
+        columns |= _build_spikes(confounds, n_frames, options.fd_threshold)
 
     names = np.array(list(columns))
     nuisance = np.column_stack(list(columns.values()))
@@ -71,7 +80,8 @@ def build_nuisance(
     if len(kept) >= n_frames:
         raise BadDataError(
             f"{len(kept)} nuisance regressors leave no degree of freedom in {n_frames} volumes; ask for fewer: less "
-            "responses.motion or responses.compcor, a longer responses.high_pass, or responses.spikes = false"
+            "responses.motion or responses.compcor, a longer responses.high_pass, responses.spikes = false, "
+            "or a higher responses.fd_threshold"
         )
     return nuisance[:, kept], tuple(names[kept].tolist())
 
@@ -90,6 +100,18 @@ def _name_requested(confounds: Mapping[str, Array], options: ResponseOptions) ->
             )
     spikes = sorted(filter(SPIKE.fullmatch, confounds)) if options.spikes else []
     return [*motion, *compcor, *spikes]
+
+
+def _build_spikes(confounds: Mapping[str, Array], n_frames: int, threshold: float) -> dict[str, Array]:
+    """Build a regressor for each volume with more framewise displacement than the threshold (mm)."""
+    if DISPLACEMENT not in confounds:
+        raise BadDataError(
+            f"the confounds have no column {DISPLACEMENT}; add it, or set responses.fd_threshold = 0 "
+            f"(it is {threshold:g})"
+        )
+    moved = _read_column(confounds[DISPLACEMENT], DISPLACEMENT, n_frames) > threshold
+    logger.info("%d of %d volumes are scrubbed: they moved by more than %g mm", moved.sum(), n_frames, threshold)
+    return {f"scrubbed{volume:04}": np.eye(n_frames)[volume] for volume in np.flatnonzero(moved)}
 
 
 def _read_column(values: Array, name: str, n_frames: int) -> Array:

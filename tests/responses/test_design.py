@@ -5,7 +5,8 @@ import pytest
 from nilearn.glm.first_level import compute_regressor
 
 from dnnbrain_app.errors import BadDataError, UnknownNameError
-from dnnbrain_app.responses.design import build_design
+from dnnbrain_app.responses.design import build_derivatives, build_design
+from dnnbrain_app.responses.hrfs import HRFS
 
 
 def compute_with_nilearn(onset, duration, frame_times, hrf):
@@ -23,6 +24,32 @@ def test_columns_are_nilearns(rng, tr, start, hrf):
     design = build_design(onset, duration, frame_times, hrf)
     assert np.abs(expected).max() > 0.1
     np.testing.assert_allclose(design, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("hrf", HRFS)
+@pytest.mark.parametrize(("tr", "start"), [(2.0, 0.972), (0.72, 0.35)])
+def test_derivatives_are_nilearns(rng, tr, start, hrf):
+    frame_times = start + tr * np.arange(150)
+    onset, duration = np.sort(rng.uniform(-5, frame_times[-1] + 5, 20)), rng.choice([0.5, 2.0], 20)
+    groups = np.arange(20)[:, np.newaxis] % 4 == np.arange(4)
+    canonical = build_design(onset, duration, frame_times, hrf) @ groups
+    derivatives = build_derivatives(onset, duration, frame_times, hrf, groups)
+    n_derivatives = len(HRFS[hrf]) - 1
+    assert derivatives.shape == (150, 4 * n_derivatives)
+    for group in range(4):
+        rows = groups[:, group]
+        events = np.array([onset[rows], duration[rows], np.ones(rows.sum())])
+        expected = compute_regressor(events, hrf, frame_times)[0]
+        found = np.column_stack([canonical[:, group], derivatives.reshape(150, n_derivatives, 4)[:, :, group]])
+        np.testing.assert_allclose(found, expected, atol=1e-9)
+
+
+def test_a_response_outside_the_run_has_no_derivative_either():
+    derivatives = build_derivatives(
+        np.array([10.0, 400.0]), np.ones(2), 2.0 * np.arange(60), "spm + derivative", np.eye(2, dtype=bool)
+    )
+    assert derivatives[:, 0].any()
+    assert not derivatives[:, 1].any()
 
 
 def test_irregular_volumes(rng):
@@ -79,7 +106,7 @@ def test_dnnbrain_defect_2_overlap_end_and_fractions():
 
 def test_wrong_inputs():
     one = np.ones(1)
-    with pytest.raises(UnknownNameError, match=r"'glove'.*glover, spm"):
+    with pytest.raises(UnknownNameError, match=r"'glove'.*did you mean 'glover'.*spm"):
         build_design(one, one, np.arange(9.0), "glove")
     with pytest.raises(BadDataError, match="run of 1 volume"):
         build_design(one, one, np.zeros(1), "glover")

@@ -15,7 +15,7 @@ from dnnbrain_app.records import Trials
 from dnnbrain_app.responses.design import build_design
 from dnnbrain_app.responses.glm import RunData, average_repeats, estimate_betas
 from dnnbrain_app.responses.nuisance import build_nuisance
-from dnnbrain_app.responses.options import ResponseOptions
+from dnnbrain_app.responses.options import DERIVED, ResponseOptions
 
 T = 160
 START = 0.972
@@ -135,6 +135,26 @@ def test_condition_agrees_with_nilearn(rng, scaling):
         o == trials.onset[(trials.run == 0) & (trials.stimulus == s)].min()
         for s, o in zip(stimuli, rows.onset, strict=True)
     )
+
+
+@pytest.mark.parametrize("hrf", DERIVED)
+def test_condition_with_derivatives_agrees_with_nilearn(rng, hrf):
+    trials, nuisances = simulate_design(rng, n_runs=3)
+    bolds = [10_000 + 50 * simulate_noise(rng, 20, ar=0.4) for _ in nuisances]
+    options = ResponseOptions(model="condition", scaling="none", noise_model="ols", hrf=hrf)
+    betas, _ = estimate_betas(make_runs(bolds, nuisances), trials, options)
+    designs = []
+    for run in range(3):
+        columns = []
+        for stimulus in np.unique(trials.stimulus):
+            rows = np.flatnonzero((trials.run == run) & (trials.stimulus == stimulus))
+            events = np.array([trials.onset[rows], trials.duration[rows], np.ones(len(rows))])
+            columns.append(compute_regressor(events, hrf, FRAME_TIMES)[0])
+        designs.append(np.hstack(columns))
+    n_each = columns[0].shape[1]
+    X = np.hstack([np.concatenate(designs), block_diag(*nuisances)])
+    expected = fit_with_nilearn(np.concatenate(bolds), X, 8 * n_each)[::n_each]
+    assert_close(betas, expected)
 
 
 @pytest.mark.parametrize("scaling", ["none", "percent", "zscore"])

@@ -1,70 +1,129 @@
-"""Real responses: one slice of Haxby et al. (2001), subject 1, must give the figures known for it (ordinary models)."""
+"""Real responses: one slice of Haxby et al. (2001), subject 1, must give the figures known for it."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from dnnbrain_app.records import Trials
-from dnnbrain_app.responses.glm import RunData, estimate_betas
+from dnnbrain_app.responses.glm import average_repeats, estimate_betas
 from dnnbrain_app.responses.nuisance import build_nuisance
 from dnnbrain_app.responses.options import ResponseOptions
+from dnnbrain_app.responses.runs import RunData
 
 N_RUNS, N_CATEGORIES, TR = 12, 8, 2.5
-OPTIONS = ResponseOptions(model="condition", motion=0, scaling="none", noise_model="ols")
+OPTIONS = ResponseOptions(model="condition", motion=0, scaling="zscore", noise_model="ols")
+PAIRS = np.triu_indices(N_CATEGORIES, 1)
 
 
 @pytest.fixture(scope="module")
-def patterns(shared):
-    """Betas of each run and category (12, 8, voxels) of z-scored time series, less each run's mean over categories."""
+def haxby(shared):
+    """Runs, and the trials (single images) of all of them."""
     nib, pd = pytest.importorskip("nibabel"), pytest.importorskip("pandas")
     folder = shared / "data" / "haxby2001"
     derivatives = folder / "derivatives" / "fmriprep" / "sub-1" / "func"
-    betas = []
+    runs, tables, names = [], [], []
     for run in range(1, N_RUNS + 1):
-        name = f"sub-1_task-objectviewing_run-{run:02}"
-        mask = nib.load(derivatives / f"{name}_desc-brain_mask.nii.gz").get_fdata() > 0
-        bold = nib.load(derivatives / f"{name}_desc-preproc_bold.nii.gz").get_fdata()[mask].T
-        events = pd.read_csv(folder / "sub-1" / "func" / f"{name}_events.tsv", sep="\t")
+        names.append(f"sub-1_task-objectviewing_run-{run:02}")
+        mask = nib.load(derivatives / f"{names[-1]}_desc-brain_mask.nii.gz").get_fdata() > 0
+        bold = nib.load(derivatives / f"{names[-1]}_desc-preproc_bold.nii.gz").get_fdata()[mask].T
         frame_times = TR * np.arange(len(bold))
-        nuisance, _ = build_nuisance({}, frame_times, OPTIONS)
-        run_data = RunData((bold - bold.mean(axis=0)) / bold.std(axis=0), frame_times, nuisance)
-        category = events["trial_type"].to_numpy(dtype=str)
-        trials = Trials(
-            events["onset"].to_numpy(),
-            events["duration"].to_numpy(),
-            category,
-            np.zeros(len(events), dtype=int),
-            (name,),
-        )
-        data, rows = estimate_betas([run_data], trials, OPTIONS)
-        assert len(rows) == N_CATEGORIES
-        betas.append(data - data.mean(axis=0))
-    return np.array(betas, dtype=np.float64)
+        runs.append(RunData(bold, frame_times, build_nuisance({}, frame_times, OPTIONS)[0]))
+        tables.append(pd.read_csv(folder / "sub-1" / "func" / f"{names[-1]}_events.tsv", sep="\t").assign(run=run - 1))
+    table = pd.concat(tables)
+    columns = (table[name].to_numpy() for name in ("onset", "duration"))
+    return runs, Trials(*columns, table["trial_type"].to_numpy(dtype=str), table["run"].to_numpy(), tuple(names))
 
 
-@pytest.mark.shared
-def test_categories_are_decoded(patterns):
+def select_runs(trials, wanted):
+    """Trials of some runs."""
+    kept = trials.take(np.isin(trials.run, wanted))
+    labels = tuple(trials.run_labels[run] for run in wanted)
+    return Trials(kept.onset, kept.duration, kept.stimulus, np.searchsorted(wanted, kept.run), labels)
+
+
+def merge_images(trials):
+    """One trial a block."""
+    keys = [
+        np.flatnonzero((trials.run == r) & (trials.stimulus == c))
+        for r in range(N_RUNS)
+        for c in sorted(set(trials.stimulus))
+    ]
+    first = trials.take(np.array([rows[0] for rows in keys]))
+    end = np.array([trials.onset[rows].max() + 2 for rows in keys])
+    return Trials(first.onset, end - first.onset, first.stimulus, first.run, first.run_labels)
+
+
+def estimate_patterns(runs, trials, options):
+    """Responses (n_runs, 8, voxels) of models of each run, less each run's mean over categories."""
+    names = sorted(set(trials.stimulus))
+    patterns = []
+    for index, run in enumerate(runs):
+        betas, rows = estimate_betas([run], select_runs(trials, [index]), options)
+        average = average_repeats(betas, rows, names).astype(float)
+        patterns.append(average - average.mean(axis=0))
+    return np.array(patterns)
+
+
+@pytest.fixture(scope="module")
+def patterns(haxby):
+    return estimate_patterns(*haxby, OPTIONS)
+
+
+def decode(patterns):
     svm, selection = pytest.importorskip("sklearn.svm"), pytest.importorskip("sklearn.model_selection")
     X = patterns.reshape(N_RUNS * N_CATEGORIES, -1)
     category = np.tile(np.arange(N_CATEGORIES), N_RUNS)
     run = np.repeat(np.arange(N_RUNS), N_CATEGORIES)
-    scores = selection.cross_val_score(
-        svm.SVC(kernel="linear"), X, category, groups=run, cv=selection.LeaveOneGroupOut()
-    )
-    assert scores.mean() == pytest.approx(0.78, abs=0.03)
+    folds = selection.LeaveOneGroupOut()
+    return selection.cross_val_score(svm.SVC(kernel="linear"), X, category, groups=run, cv=folds).mean()
+
+
+def compare_halves(first, second):
+    """Correlation of the patterns of a category, of two categories; of the RDMs."""
+    stats = pytest.importorskip("scipy.stats")
+    between_halves = np.corrcoef(first, second)[:N_CATEGORIES, N_CATEGORIES:]
+    same = np.eye(N_CATEGORIES, dtype=bool)
+    rdms = [1 - np.corrcoef(half)[PAIRS] for half in (first, second)]
+    return between_halves[same].mean(), between_halves[~same].mean(), stats.spearmanr(*rdms)[0]
+
+
+@pytest.mark.shared
+def test_categories_are_decoded(patterns):
+    assert decode(patterns) == pytest.approx(0.78, abs=0.03)
 
 
 @pytest.mark.shared
 def test_halves_agree(patterns):
-    first, second = patterns[:6].mean(axis=0), patterns[6:].mean(axis=0)
-    between_halves = np.corrcoef(first, second)[:N_CATEGORIES, N_CATEGORIES:]
-    same = np.eye(N_CATEGORIES, dtype=bool)
-    assert between_halves[same].mean() == pytest.approx(0.44, abs=0.03)
-    assert between_halves[~same].mean() == pytest.approx(-0.06, abs=0.03)
+    within, between, rdm = compare_halves(patterns[:6].mean(axis=0), patterns[6:].mean(axis=0))
+    assert within == pytest.approx(0.44, abs=0.03)
+    assert between == pytest.approx(-0.06, abs=0.03)
+    assert rdm == pytest.approx(0.59, abs=0.03)
 
 
 @pytest.mark.shared
-def test_geometry_is_reliable(patterns):
-    stats = pytest.importorskip("scipy.stats")
-    pairs = np.triu_indices(N_CATEGORIES, 1)
-    rdms = [1 - np.corrcoef(half.mean(axis=0))[pairs] for half in (patterns[:6], patterns[6:])]
-    assert stats.spearmanr(*rdms)[0] == pytest.approx(0.59, abs=0.03)
+def test_single_images_carry_the_category(haxby):
+    """LSS of images 2 s apart: noisy one by one, but their averages are what the blocks give."""
+    patterns = estimate_patterns(*haxby, replace(OPTIONS, model="lss"))
+    within, between, _ = compare_halves(patterns[:6].mean(axis=0), patterns[6:].mean(axis=0))
+    assert within == pytest.approx(0.44, abs=0.03)
+    assert between == pytest.approx(-0.06, abs=0.03)
+    assert decode(patterns) > 0.7
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("noise_model", ["ols", "ar1"])
+def test_glmsingle_makes_responses_more_reliable(haxby, noise_model):
+    """Halves that know nothing of each other agree better than those of ordinary models."""
+    runs, blocks = haxby[0], merge_images(haxby[1])
+    figures = {}
+    for model in ("condition", "glmsingle"):
+        halves = []
+        for wanted in (np.arange(6), np.arange(6, 12)):
+            options = replace(OPTIONS, model=model, noise_model=noise_model)
+            betas, rows = estimate_betas([runs[i] for i in wanted], select_runs(blocks, wanted), options)
+            average = average_repeats(betas, rows, sorted(set(blocks.stimulus))).astype(float)
+            halves.append(average - average.mean(axis=0))
+        figures[model] = compare_halves(*halves)
+    assert figures["glmsingle"][0] > figures["condition"][0] + 0.02
+    assert figures["glmsingle"][2] > figures["condition"][2] + 0.15

@@ -67,6 +67,40 @@ def test_no_drifts_when_high_pass_is_zero(caplog):
     assert not caplog.text, "nothing is missed where nothing was asked for"
 
 
+def test_volumes_that_moved_are_scrubbed(rng, caplog):
+    confounds = simulate_confounds(rng)
+    displacement = rng.uniform(0, 0.3, T)
+    displacement[[0, 20, 50, 99]] = np.nan, 0.51, 2.0, 0.5
+    confounds["framewise_displacement"] = displacement
+    with caplog.at_level(logging.INFO):
+        nuisance, names = build_nuisance(confounds, FRAME_TIMES, ResponseOptions(fd_threshold=0.5))
+    _, plain_names = build_nuisance(confounds, FRAME_TIMES, ResponseOptions())
+    assert len(names) == len(plain_names) + 1, "volume 50 is an outlier of fMRIPrep's already"
+    assert "2 of 150 volumes are scrubbed: they moved by more than 0.5 mm" in caplog.text
+    unexplained = np.linalg.lstsq(nuisance, np.eye(T)[:, [20, 50, 99]], rcond=None)[1]
+    np.testing.assert_allclose(unexplained[:2], 0, atol=1e-20)
+    assert unexplained[2] > 0.1
+    assert "framewise_displacement" not in names
+
+
+def test_a_scrubbed_volume_is_as_if_not_measured(rng):
+    confounds = simulate_confounds(rng) | {"framewise_displacement": np.eye(T)[30]}
+    nuisance, _ = build_nuisance(confounds, FRAME_TIMES, ResponseOptions(fd_threshold=0.9))
+    y = np.repeat(rng.standard_normal((T, 1)), 2, axis=1)
+    y[30, 1] = 1000.0
+    x = rng.standard_normal((T, 1))
+    betas = np.linalg.lstsq(np.hstack([x, nuisance]), y, rcond=None)[0][0]
+    assert betas[0] == pytest.approx(betas[1])
+
+
+def test_scrubbing_needs_the_displacement(rng):
+    with pytest.raises(BadDataError, match=r"no column framewise_displacement; .*fd_threshold = 0 \(it is 0.5\)"):
+        build_nuisance(simulate_confounds(rng), FRAME_TIMES, ResponseOptions(fd_threshold=0.5))
+    everything = simulate_confounds(rng) | {"framewise_displacement": np.ones(T)}
+    with pytest.raises(BadDataError, match=r"no degree of freedom in 150 volumes.*higher responses\.fd_threshold"):
+        build_nuisance(everything, FRAME_TIMES, ResponseOptions(fd_threshold=0.5))
+
+
 def test_collinear_columns_are_left_out(rng, caplog):
     confounds = simulate_confounds(rng)
     confounds["rot_z"] = 1e-6 * confounds["trans_x"] + 1e-6
