@@ -17,6 +17,7 @@ from dnnbrain_app import __version__
 from dnnbrain_app.derivatives import names
 from dnnbrain_app.derivatives.activations import fill_store, identify_file, list_shapes, write_activations
 from dnnbrain_app.derivatives.features import FeatureStore
+from dnnbrain_app.derivatives.files import write_atomically
 from dnnbrain_app.derivatives.grams import GramEntry, find_grams, write_grams
 from dnnbrain_app.derivatives.ledger import digest_key, stamp
 from dnnbrain_app.derivatives.locks import hold_entry_lock
@@ -24,13 +25,15 @@ from dnnbrain_app.errors import MissingInputError, UsageError
 from dnnbrain_app.networks.options import NetworkOptions
 from dnnbrain_app.records import Activations, ChannelStatistics, Gram, StimulusSet
 from dnnbrain_app.session import STEP, Session
-from dnnbrain_app.stimuli.clips import check_kind, read_clip
+from dnnbrain_app.stimuli.clips import read_clip, warn_of_stills
+from dnnbrain_app.stimuli.frames import Frames, find_frames
 from dnnbrain_app.stimuli.images import read_image
 from dnnbrain_app.stimuli.stim_files import read_stim_file
 
 if TYPE_CHECKING:
     from dnnbrain_app.networks.layers import Layer
     from dnnbrain_app.networks.network import Network
+    from dnnbrain_app.networks.projection import Projector
     from dnnbrain_app.networks.reduction import Reduction
 
 # The room of networks imports torch: only where a network is needed.
@@ -40,6 +43,7 @@ PROJECTED = 4096  # dimensions of a layer when the inner products of all stimuli
 ANALYSIS_SHARE = 4  # the part of the memory that a regression works in
 FEATURES_SHARE = 4  # ... and that features may take before they go to the disk
 FROM_FILE = "act:"  # activations that somebody else has computed, in a file
+AVERAGED = "activations of a clip are means over its frames, weighted by their durations"
 GIGA = 1024**3
 
 
@@ -75,7 +79,7 @@ def plan_features(n_stimuli: int, memory: int, projection: int) -> FeaturePlan:
 
 def identify_features(name: str, stimuli: StimulusSet, session: Session) -> dict[str, Any]:
     """Say, without loading the network, what its activations depend on besides which stimuli these are."""
-    from dnnbrain_app.networks.sources import identify_weights
+    from dnnbrain_app.networks.sources import identify_weights, takes_clips
 
     config = session.config
     options = config.networks
@@ -88,6 +92,7 @@ def identify_features(name: str, stimuli: StimulusSet, session: Session) -> dict
         "mask": options.dnn_mask and _stamp_mask(options.dnn_mask),
         "pooling": options.pooling,
         "precision": options.precision,
+        "frame_rate": None if file or takes_clips(name) else config.stimuli.frame_rate,
         "kernel": plan.keep_kernel,
         "projection": plan.projection,
         "seed": config.run.random_seed if plan.projection else None,
@@ -194,7 +199,6 @@ def extract_from_network(
     name: str, stimuli: StimulusSet, store: FeatureStore, n_top: int, session: Session
 ) -> tuple[dict[str, Any], Sequence[Layer], list[ChannelStatistics] | None]:
     """Show the network the stimuli that the store does not have yet; see `fill_features`."""
-    from dnnbrain_app.networks.extraction import extract_features
     from dnnbrain_app.networks.layers import list_layers
     from dnnbrain_app.networks.projection import Projector
     from dnnbrain_app.networks.sources import load_network
@@ -203,39 +207,83 @@ def extract_from_network(
     plan = plan_features(len(stimuli), session.memory, session.config.networks.projection)
     options = session.config.networks
     network = load_network(name, options)
-    check_kind(stimuli, network.n_frames, network.name)
     layers = choose_reduced(list_layers(network), network, options)
     projector = Projector(plan.projection, session.config.run.random_seed) if plan.projection else None
     kept = projector.plan(layers) if projector else layers
+    about = {**network.provenance, "Precision": options.precision, **describe_reduction(layers, plan)}
+    frames = choose_frames(network, stimuli, session)
+    if frames is not None:
+        about |= {"FrameRate": session.config.stimuli.frame_rate, "Clips": AVERAGED}
     store.open({layer.name: layer.shape for layer in kept}, len(stimuli))
     n_features, n_wide = sum(layer.n_features for layer in layers), sum(layer not in layers for layer in kept)
     if n_wide:
         logger.log(STEP, "%s: %d layers are projected at random to %d dimensions", name, n_wide, plan.projection)
     logger.log(
         STEP,
-        "%s looks at %d stimuli: %d layers, %s units, %.1f GB of features",
+        "%s looks at %s: %d layers, %s units, %.1f GB of features",
         name,
-        len(stimuli),
+        f"{len(frames)} frames of {len(stimuli)} stimuli" if frames else f"{len(stimuli)} stimuli",
         len(layers),
         f"{n_features:,}",
         store.n_bytes / GIGA,
     )
-    extract_features(
+    show_stimuli(network, layers, stimuli, frames, store, projector, n_top, session)
+    return about, kept, merge_statistics(layers, store.extras()) if n_top else None
+
+
+def gather_frames(stimuli: StimulusSet, session: Session) -> Frames:
+    """Find what a network of images sees of the stimuli: the frames of clips are made in the work folder."""
+    config = session.config
+    return find_frames(
+        stimuli,
+        config.stimuli.frame_rate,
+        config.run.work_dir / "frames" / __version__,
+        write=write_atomically,
+        n_jobs=session.n_cpus,
+        progress=partial(session.progress, "stimuli: frames"),
+    )
+
+
+def choose_frames(network: Network, stimuli: StimulusSet, session: Session) -> Frames | None:
+    """Find the frames that a network sees one by one; None where it sees the stimuli as they are."""
+    if network.n_frames:
+        warn_of_stills(stimuli, network.name)
+        return None
+    frames = gather_frames(stimuli, session)
+    return frames if frames.moves else None
+
+
+def show_stimuli(
+    network: Network,
+    layers: Sequence[Layer],
+    stimuli: StimulusSet,
+    frames: Frames | None,
+    store: FeatureStore,
+    projector: Projector | None,
+    n_top: int,
+    session: Session,
+) -> None:
+    """Show a network the stimuli that the store does not have yet; of the frames of a clip, it gets the mean."""
+    from dnnbrain_app.networks.averaging import AveragingStore
+    from dnnbrain_app.networks.extraction import extract_features
+
+    options = session.config.networks
+    extract = partial(
+        extract_features,
         network,
         layers,
-        stimuli,
-        partial(read_clip, n_frames=network.n_frames) if network.n_frames else read_image,
         batch_size=options.batch_size,
         device=options.device,
         precision=options.precision,
-        store=store,
-        projector=projector,
-        summarise=n_top,
-        progress=partial(session.progress, f"{name}: images"),
+        progress=partial(session.progress, f"{network.name}: images"),
     )
-    statistics = merge_statistics(layers, store.extras()) if n_top else None
-    about = {**network.provenance, "Precision": options.precision, **describe_reduction(layers, plan)}
-    return about, kept, statistics
+    if frames is not None:
+        clips = stimuli.index(frames.clip)
+        averages = AveragingStore(store, layers, clips, frames.weights, projector=projector, n_top=n_top)
+        extract(frames.stimuli, read_image, store=averages)
+    else:
+        read = partial(read_clip, n_frames=network.n_frames) if network.n_frames else read_image
+        extract(stimuli, read, store=store, projector=projector, summarise=n_top)
 
 
 def make_layer_grams(name: str, store: FeatureStore, layers: Sequence[Layer], session: Session) -> Iterator[Gram]:

@@ -22,7 +22,7 @@ from dnnbrain_app.analyses.options import EncodingOptions, RsaOptions
 from dnnbrain_app.dataset.options import DatasetOptions
 from dnnbrain_app.errors import MissingInputError, UnknownNameError, UsageError
 from dnnbrain_app.networks.options import NetworkOptions
-from dnnbrain_app.responses.options import ResponseOptions
+from dnnbrain_app.responses.options import ResponseOptions, check_options
 from dnnbrain_app.stimuli.options import StimuliOptions
 
 Settings = dict[str, dict[str, Any]]
@@ -308,9 +308,15 @@ def _check(config: Config) -> None:
         ("run.n_cpus", run.n_cpus, 0),
         ("responses.compcor", config.responses.compcor, 0),
         ("responses.high_pass", config.responses.high_pass, 0),
+        ("responses.fd_threshold", config.responses.fd_threshold, 0),
+        ("responses.fir_length", config.responses.fir_length, 0),
     ):
         if value < least:
             raise UsageError(f"{name} = {value} must be at least {least}")
+    if not 0 < config.stimuli.frame_rate <= 1000:
+        raise UsageError(f"stimuli.frame_rate = {config.stimuli.frame_rate:g} must be above 0, in frames a second")
+    if not 0 <= config.responses.min_reliability < 1:
+        raise UsageError(f"responses.min_reliability = {config.responses.min_reliability:g} must be from 0 to below 1")
     if not 0 < encoding.alpha_min <= encoding.alpha_max < math.inf:
         raise UsageError(
             f"encoding.alpha_min = {encoding.alpha_min:g} and alpha_max = {encoding.alpha_max:g} "
@@ -320,6 +326,7 @@ def _check(config: Config) -> None:
         raise UsageError(
             f"--analysis {' '.join(run.analyses)} relates networks to brains; the stimulus level knows no brain"
         )
+    check_options(config.responses)
     _check_networks(networks)
 
 

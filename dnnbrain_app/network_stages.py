@@ -35,11 +35,11 @@ def gather_listed(session: Session) -> StimulusSet:
         return gather_stimuli(list_stimuli(folder), folder, session)
     listed = read_stim_file(session.config.stimuli.file, session.config.stimuli.directory)
     if listed.kind == "video":
-        return gather_frames(listed, session)
+        return gather_listed_frames(listed, session)
     return gather_stimuli(listed.names, listed.path, session, listed.table)
 
 
-def gather_frames(listed: StimFile, session: Session) -> StimulusSet:
+def gather_listed_frames(listed: StimFile, session: Session) -> StimulusSet:
     """Make images of the frames of a video that are listed; they lie in the work folder, named by their number."""
     if not listed.path.is_file():
         raise MissingInputError(

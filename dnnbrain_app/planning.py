@@ -13,15 +13,14 @@ import numpy as np
 
 from dnnbrain_app.activations import FROM_FILE, choose_reduced, list_file_layers, plan_features
 from dnnbrain_app.config import Config, count_cpus, measure_memory
-from dnnbrain_app.dataset.events import build_trials
-from dnnbrain_app.dataset.index import find_units
 from dnnbrain_app.derivatives.dataset import check_places
 from dnnbrain_app.errors import DnnbrainError
+from dnnbrain_app.inputs import find_stimuli_folder, gather_trials, gather_units, map_stimuli
 from dnnbrain_app.network_stages import list_stimulus_names
 from dnnbrain_app.networks.options import NetworkOptions
 from dnnbrain_app.records import Unit
 from dnnbrain_app.session import Progress
-from dnnbrain_app.stages import check_analyses, choose_analyses, find_output, find_stimuli_folder
+from dnnbrain_app.stages import check_analyses, choose_analyses, find_output
 from dnnbrain_app.stimuli.sets import find_missing
 
 logger = logging.getLogger(__name__)
@@ -110,7 +109,8 @@ def plan(config: Config) -> str:
     """
     if config.level == "stimulus":
         return _plan_stimuli(config)
-    units = find_units(config.bids_dir, replace(config.dataset, bids_database_dir=None))  # pybids would write it
+    # pybids would write the database
+    units = gather_units(replace(config, dataset=replace(config.dataset, bids_database_dir=None)))
     check_analyses(config)
     check_places(config.bids_dir, find_output(config), config.run.work_dir)
     networks = [_measure_network(name, config) for name in config.networks.names]
@@ -169,9 +169,9 @@ def _plan_unit(
     """Estimate one unit: its row of the table, bytes on disk, seconds."""
     from dnnbrain_app.dataset.images import read_unit_space
 
-    trials = build_trials(unit.runs, config.stimuli.column)
+    trials = gather_trials(unit, config)
     stimuli = sorted(set(trials.stimulus))
-    missing = find_missing(stimuli, find_stimuli_folder(config))
+    missing = find_missing(stimuli, find_stimuli_folder(config), map_stimuli(config))
     n, n_volumes, n_voxels = len(stimuli), sum(run.n_volumes for run in unit.runs), read_unit_space(unit).n_voxels
     rows = len(trials) if config.responses.model != "condition" else n
     layers = sum(network.n_layers for network in networks)

@@ -8,6 +8,7 @@ import resource
 import shlex
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from dnnbrain_app import __version__
 from dnnbrain_app.config import Config, dump_toml
 from dnnbrain_app.dataset.atlases import name_atlas, read_atlas
 from dnnbrain_app.dataset.confounds import read_confounds
-from dnnbrain_app.dataset.events import build_trials
 from dnnbrain_app.dataset.images import read_bold, read_unit_space
 from dnnbrain_app.dataset.surfaces import find_meshes
 from dnnbrain_app.derivatives import names
@@ -29,16 +29,11 @@ from dnnbrain_app.derivatives.maps import name_maps, read_maps
 from dnnbrain_app.derivatives.matrices import read_rdms
 from dnnbrain_app.derivatives.sidecars import list_versions, read_json
 from dnnbrain_app.derivatives.tables import read_region_table, read_table, read_trials
-from dnnbrain_app.records import Array, BrainSpace, EncodingScores, Rdm, RsaScores, Trials, Unit
-from dnnbrain_app.reports.contents import Design, NetworkReport, Provenance, RunRow, UnitReport
-from dnnbrain_app.reports.methods import (
-    EncodingFacts,
-    MethodsFacts,
-    NetworkFacts,
-    ResponseFacts,
-    RsaFacts,
-    write_methods,
-)
+from dnnbrain_app.inputs import gather_trials
+from dnnbrain_app.records import Array, Atlas, BrainSpace, EncodingScores, Rdm, RsaScores, Trials, Unit
+from dnnbrain_app.reports.contents import Design, NetworkReport, Provenance, ResponseReport, RunRow, UnitReport
+from dnnbrain_app.reports.facts import EncodingFacts, MethodsFacts, NetworkFacts, ResponseFacts, RsaFacts
+from dnnbrain_app.reports.methods import write_methods
 from dnnbrain_app.session import Session
 from dnnbrain_app.stages import choose_analyses, find_output, find_stimuli_folder, gather_stimuli
 
@@ -109,29 +104,70 @@ def write_boilerplate(config: Config) -> str:
 def describe_unit(unit: Unit, session: Session) -> UnitReport:
     """Read back all that was written about a unit."""
     config, root = session.config, session.output
-    space = read_unit_space(unit)
-    shown = build_trials(unit.runs, config.stimuli.column)
-    trials = read_trials(names.beta_trials(root, unit, config.responses.model))
+    space, model = read_unit_space(unit), config.responses.model
+    shown = gather_trials(unit, config)
+    trials = shown if model == "timeseries" else read_trials(names.beta_trials(root, unit, model))
     stimuli = gather_stimuli(trials.stimulus, find_stimuli_folder(config), session)
     atlas = read_atlas(config.dataset.atlas, space, config.dataset.rois)
     networks = tuple(
         read_network(name, unit, space, atlas.name if atlas else "", session) for name in config.networks.names
     )
     has_rdms = atlas is not None and "rsa" in choose_analyses(config)
+    has_runs = model != "precomputed"  # else there are images of betas
+    responses = read_responses(unit, space, trials, atlas, session)
     return UnitReport(
         unit=unit,
         space=space,
         n_stimuli=len(stimuli),
         n_trials=len(trials),
-        runs=describe_runs(unit, shown, trials, config, root),
+        runs=describe_runs(unit, shown, trials, config, root) if has_runs else count_trials(trials),
         networks=networks,
         region_rdms=tuple(read_rdms(names.region_rdms(root, unit, atlas.name))) if has_rdms and atlas else (),
         meshes=find_meshes(unit, [path for name, path in session.roots.items() if name not in ("", "raw")]),
-        background=read_bold(unit.runs[0], space).mean(axis=0) if space.format == "nifti" else None,
-        design=read_design(unit, shown, root),
+        background=read_bold(unit.runs[0], space).mean(axis=0) if space.format == "nifti" and has_runs else None,
+        design=read_design(unit, shown, root) if has_runs else None,
         attributes=stimuli.attributes,
-        warnings=warn_about(shown, trials),
+        warnings=warn_about(shown, trials, responses),
+        responses=responses,
     )
+
+
+def read_responses(
+    unit: Unit, space: BrainSpace, trials: Trials, atlas: Atlas | None, session: Session
+) -> ResponseReport:
+    """Read back how good the responses are."""
+    options, maps = session.config.responses, {}
+    for stat in names.RESPONSE_STATS:
+        stem = names.response_map(session.output, unit, options.model, stat)
+        if name_maps(stem, space)[0].exists():
+            maps[stat] = read_maps(stem, space)[0]
+    return ResponseReport(
+        model=options.model,
+        n_repeated=int((np.unique(trials.stimulus.astype(str), return_counts=True)[1] > 1).sum()),
+        maps=maps,
+        min_reliability=options.min_reliability,
+        library=name_library(options.hrf) if "hrf" in maps else {},
+        regions=atlas.regions if atlas else {},
+        has_frequent=options.model == "lss" and has_frequent(trials),
+    )
+
+
+def has_frequent(trials: Trials) -> bool:
+    """Whether a run shows a stimulus so often that it has a regressor of its own in the models of other trials."""
+    from dnnbrain_app.responses.single_trials import OFTEN
+
+    shown = Counter(zip(trials.run, trials.stimulus, strict=True))
+    return max(shown.values()) >= OFTEN
+
+
+def name_library(hrf: str) -> dict[str, float]:
+    """Name the responses that a voxel may have, and say when each peaks, in s."""
+    from dnnbrain_app.responses.hrfs import build_library  # imports nilearn's models
+
+    step = 50
+    peaks = [float(np.argmax(kernel(1.0, step)) / step) for kernel in build_library(hrf)]
+    titles = [f"{hrf} ({peaks[0]:.1f} s)", *(f"{peak:.1f} s" for peak in peaks[1:])]
+    return dict(zip(titles, peaks, strict=True))
 
 
 def read_network(name: str, unit: Unit, space: BrainSpace, atlas: str, session: Session) -> NetworkReport:
@@ -165,7 +201,6 @@ def describe_runs(unit: Unit, shown: Trials, kept: Trials, config: Config, root:
     for number, run in enumerate(unit.runs):
         label, confounds = shown.run_labels[number], read_confounds(run)
         n_shown = int((shown.run == number).sum())
-        columns = list(read_table(names.design_table(root, run)).columns)
         n_kept = (
             sum(kept.run_labels[i] == label for i in kept.run) if config.responses.model != "condition" else n_shown
         )
@@ -173,51 +208,61 @@ def describe_runs(unit: Unit, shown: Trials, kept: Trials, config: Config, root:
         rows.append(
             RunRow(
                 label=label,
+                n_trials=n_kept,
                 n_volumes=run.n_volumes,
                 repetition_time=run.repetition_time,
                 start_time=run.start_time,
-                n_trials=n_kept,
                 n_dropped=n_shown - n_kept,
-                confounds=tuple(columns[1 + n_shown :]),
+                confounds=tuple(read_json(names.sidecar(names.design_table(root, run)))["Nuisance"]),
                 mean_displacement=None if moved is None else float(np.nanmean(moved)),
             )
         )
     return tuple(rows)
 
 
+def count_trials(trials: Trials) -> tuple[RunRow, ...]:
+    """Count the trials of each run, where nothing else is known of it."""
+    counts = np.bincount(trials.run, minlength=len(trials.run_labels))
+    return tuple(RunRow(label, int(n)) for label, n in zip(trials.run_labels, counts, strict=True))
+
+
 def read_design(unit: Unit, shown: Trials, root: Path) -> Design:
     """Read back the first run's design: some trials, the sum of all, and the nuisance regressors."""
-    table = read_table(names.design_table(root, unit.runs[0]))
-    n_trials = int((shown.run == 0).sum())
-    events, nuisance = table.iloc[:, 1 : 1 + n_trials], table.iloc[:, 1 + n_trials :]
-    few = events.iloc[:, :_TRIALS_SHOWN]
-    matrix = np.column_stack([few.to_numpy(), events.sum(axis=1), nuisance.to_numpy()])
-    titles = (*(str(name) for name in few.columns), "all trials", *(str(name) for name in nuisance.columns))
-    note = f"the first {few.shape[1]} of {n_trials} trials, their sum, and the nuisance regressors"
-    return Design(shown.run_labels[0], matrix, titles, table["frame_time"].to_numpy(), note)
+    path = names.design_table(root, unit.runs[0])
+    table, about = read_table(path), read_json(names.sidecar(path))
+    n_trials, n_nuisance = int(about["Trials"]), len(about["Nuisance"])
+    events, nuisance = table.iloc[:, 1 : 1 + n_trials], table.iloc[:, len(table.columns) - n_nuisance :]
+    titles, matrix, note = [*events.columns], [events.to_numpy()], ""
+    if n_trials > 1:
+        few = events.iloc[:, :_TRIALS_SHOWN]
+        titles, matrix = [*few.columns, "all trials"], [few.to_numpy(), events.sum(axis=1)]
+        note = f"the first {few.shape[1]} of {n_trials} trials, their sum, and the nuisance regressors"
+    titles = [str(name) for name in (*titles, *nuisance.columns)]
+    columns = np.column_stack([*matrix, nuisance.to_numpy()])
+    return Design(shown.run_labels[0], columns, tuple(titles), table["frame_time"].to_numpy(), note)
 
 
-def warn_about(shown: Trials, kept: Trials) -> tuple[str, ...]:
+def warn_about(shown: Trials, kept: Trials, responses: ResponseReport) -> tuple[str, ...]:
     """Say what a reader of the results must know."""
-    said = []
-    repeats = len(kept) / max(len(set(kept.stimulus)), 1)
-    if repeats == 1 and len(shown) == len(kept):
+    said, n_repeated = [], responses.n_repeated
+    if responses.model not in ("condition", "timeseries") and not responses.has_ceiling:
+        often = "no stimulus has" if not n_repeated else f"only {n_repeated} of {len(set(kept.stimulus))} stimuli have"
+        said.append(f"No noise ceiling can be known, nor which voxels are reliable, as {often} two or more trials.")
+    if responses.model == "glmsingle" and "fraction" not in responses.maps:
         said.append(
-            "Every stimulus was shown once: there are no repeats to average, and no noise ceiling can be known."
+            "No stimulus was shown in two runs, by which the noise regressors and the ridge of glmsingle are judged: "
+            "its responses are those of lss, with each voxel's own haemodynamic response."
         )
-    if len(set(shown.stimulus)) > len(set(kept.stimulus)):
-        said.append(
-            f"{len(set(shown.stimulus)) - len(set(kept.stimulus))} stimuli are left out, as none of their trials could "
-            "be estimated."
-        )
+    n_lost = len(set(shown.stimulus)) - len(set(kept.stimulus))
+    if n_lost:
+        said.append(f"{n_lost} stimuli are left out, as none of their trials could be estimated.")
     return tuple(said)
 
 
 def collect_facts(config: Config, units: Sequence[Unit], pages: Sequence[UnitReport]) -> MethodsFacts:
     """Gather what the methods text says; without results, what the settings imply."""
-    analyses, responses, encoding = choose_analyses(config), config.responses, config.encoding
+    analyses, encoding = choose_analyses(config), config.encoding
     layers = {network.network: network.layers for page in pages for network in page.networks}
-    used = {name for page in pages for row in page.runs for name in row.confounds}
     return MethodsFacts(
         version=__version__,
         tasks=tuple(dict.fromkeys(unit.task for unit in units)) or config.dataset.tasks,
@@ -227,19 +272,9 @@ def collect_facts(config: Config, units: Sequence[Unit], pages: Sequence[UnitRep
         n_stimuli=pages[0].n_stimuli if pages else None,
         fmriprep=_find_fmriprep(units),
         networks=tuple(_describe_network(name, layers, units, config) for name in config.networks.names),
-        responses=ResponseFacts(
-            model=responses.model,
-            hrf=responses.hrf,
-            scaling=responses.scaling,
-            noise_model=responses.noise_model,
-            motion=responses.motion,
-            compcor=responses.compcor,
-            spikes=any("outlier" in name for name in used) if pages else responses.spikes,
-            high_pass=responses.high_pass or None,
-            drifts_from_confounds=any(name.startswith("cosine") for name in used) if pages else None,
-        ),
+        responses=_describe_responses(config, pages),
         encoding=EncodingFacts(
-            n_folds=encoding.n_folds,
+            n_folds=_count_folds(units, config),
             folds_by=encoding.folds_by,
             alpha_min=encoding.alpha_min,
             alpha_max=encoding.alpha_max,
@@ -255,7 +290,42 @@ def collect_facts(config: Config, units: Sequence[Unit], pages: Sequence[UnitRep
         surfaces=tuple(dict.fromkeys(mesh.name for page in pages for mesh in page.meshes.values())),
         software=list_versions(),
         seed=config.run.random_seed,
+        trial_filter=config.stimuli.trial_filter,
     )
+
+
+def _describe_responses(config: Config, pages: Sequence[UnitReport]) -> ResponseFacts:
+    """Describe how responses were estimated: what was asked for, and what of it there was in the data."""
+    options = config.responses
+    used = {name for page in pages for row in page.runs for name in row.confounds}
+    found = [page.responses for page in pages if page.responses is not None]
+    return ResponseFacts(
+        model=options.model,
+        hrf=options.hrf,
+        scaling=options.scaling,
+        noise_model=options.noise_model,
+        motion=options.motion,
+        compcor=options.compcor,
+        spikes=any("outlier" in name for name in used) if pages else options.spikes,
+        high_pass=options.high_pass or None,
+        drifts_from_confounds=any(name.startswith("cosine") for name in used) if pages else None,
+        fd_threshold=options.fd_threshold,
+        fir_length=options.fir_length,
+        min_reliability=options.min_reliability,
+        has_ceiling=any(responses.has_ceiling for responses in found),
+        has_frequent=any(responses.has_frequent for responses in found),
+        is_regularised=any("fraction" in responses.maps for responses in found) if found else None,
+    )
+
+
+def _count_folds(units: Sequence[Unit], config: Config) -> int:
+    """Count the folds that there were, which may be fewer than asked for."""
+    for unit in units:
+        for name in config.networks.names:
+            stem = names.encoding_map(find_output(config), unit, names.label_network(name), "r")
+            for path in sorted(stem.parent.glob(f"*_model-{names.label_network(name)}_stat-r_desc-encoding_*.json")):
+                return int(read_json(path)["CrossValidation"]["Folds"])
+    return config.encoding.n_folds
 
 
 def _describe_network(
@@ -277,6 +347,8 @@ def _describe_network(
         precision=str(about.get("Precision", "float32")),
         reduction=tuple(f"{layer}: {kept}" for layer, kept in about.get("Reduction", {}).items()),
         projection=int(about.get("Projection", {}).get("Dimensions", 0)),
+        frame_rate=float(about.get("FrameRate", 0)),
+        clip_frames=int(about.get("Frames", 0)),
     )
 
 

@@ -1,4 +1,4 @@
-"""The stages of a unit: each reads what it needs, calls one piece of science, and writes what came out.
+"""The analyses of a unit: each takes responses and activations, calls one piece of science, and writes what came out.
 
 `workflow` says in which order, and which stages are done already. A stage returns the files it wrote.
 """
@@ -6,83 +6,55 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from dnnbrain_app import __version__
 from dnnbrain_app.activations import ANALYSIS_SHARE, identify_features
 from dnnbrain_app.config import Config
 from dnnbrain_app.dataset.atlases import list_atlas_files
-from dnnbrain_app.dataset.confounds import read_confounds
-from dnnbrain_app.dataset.images import read_bold
-from dnnbrain_app.dataset.roots import find_raw
 from dnnbrain_app.derivatives import names
-from dnnbrain_app.derivatives.files import write_json
 from dnnbrain_app.derivatives.ledger import digest_key, stamp
-from dnnbrain_app.derivatives.maps import read_maps, write_maps
+from dnnbrain_app.derivatives.maps import write_maps
 from dnnbrain_app.derivatives.matrices import write_rdms
-from dnnbrain_app.derivatives.sidecars import describe_map, describe_space, list_versions, make_uri, read_json
-from dnnbrain_app.derivatives.tables import read_trials, write_design, write_region_table, write_trials
+from dnnbrain_app.derivatives.sidecars import describe_map, describe_space, list_versions, make_uri
+from dnnbrain_app.derivatives.tables import write_region_table
 from dnnbrain_app.errors import BadDataError, MissingInputError, UsageError
-from dnnbrain_app.records import (
-    Activations,
-    Array,
-    Atlas,
-    Betas,
-    BrainSpace,
-    EncodingScores,
-    Rdm,
-    Run,
-    StimulusSet,
-    Trials,
-    Unit,
-)
+from dnnbrain_app.inputs import find_stimuli_folder as find_stimuli_folder
+from dnnbrain_app.inputs import gather_stimuli as gather_stimuli
+from dnnbrain_app.inputs import gather_trials as gather_trials
+from dnnbrain_app.records import Activations, Array, EncodingScores, Rdm, StimulusSet
+from dnnbrain_app.response_stages import Responses, describe_model, describe_parameters, describe_sources
 from dnnbrain_app.session import Session
-from dnnbrain_app.stimuli.sets import find_stimuli
 
 # Rooms that import torch or scikit-learn are imported where they are used: a run that finds all its results there
 # must not wait for them.
 
 logger = logging.getLogger(__name__)
-BETA_UNITS = {
-    "zscore": "standard deviations of the voxel over its run",
-    "percent": "percent of the voxel's mean over its run",
-    "none": "as the preprocessed data",
-}
 ENCODING_MAPS = {
-    "r": "Pearson correlation between predicted and measured responses to held-out stimuli, mean over folds",
+    "r": "Pearson correlation between predicted and measured responses to what was held out, mean over folds",
     "rsquared": "Held-out R squared: 1 - residual over total sum of squares, the total around the training mean",
     "alpha": "Ridge penalty in units of the training kernel's mean eigenvalue, geometric mean over folds",
     "bestlayer": "Number of the layer (from 1) with the highest correlation; 0 where no layer is significant",
 }
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Responses:
-    """What the brain did: one response a stimulus (repeats averaged), and where the columns lie."""
-
-    unit: Unit
-    space: BrainSpace
-    atlas: Atlas | None
-    trials: Trials
-    stimuli: StimulusSet
-    Y: Array
-
-
 def choose_analyses(config: Config) -> tuple[str, ...]:
-    """Name the analyses to run: as asked; else encoding, and RSA where an atlas gives regions."""
-    return config.run.analyses or (("encoding", "rsa") if config.dataset.atlas else ("encoding",))
+    """Name the analyses to run: as asked; else encoding, and RSA where there are regions with responses to stimuli."""
+    has_patterns = config.dataset.atlas and config.responses.model != "timeseries"
+    return config.run.analyses or (("encoding", "rsa") if has_patterns else ("encoding",))
 
 
 def check_analyses(config: Config) -> None:
     """Refuse what cannot be computed or written, before anything is."""
     atlases = config.dataset.atlas
+    if "rsa" in choose_analyses(config) and config.responses.model == "timeseries":
+        raise UsageError("--analysis rsa compares responses to stimuli; --response-model timeseries estimates none")
     if "rsa" in choose_analyses(config) and not atlases:
         raise UsageError("--analysis rsa compares regions of the brain; name an atlas with --atlas")
     for path in atlases:
@@ -102,25 +74,6 @@ def check_networks(networks: Sequence[str]) -> None:
             )
 
 
-def find_stimuli_folder(config: Config) -> Path:
-    """Return the folder of the stimuli."""
-    return config.stimuli.directory or find_raw(config.bids_dir) / "stimuli"
-
-
-def gather_stimuli(
-    named: Iterable[str], folder: Path, session: Session, table: pd.DataFrame | None = None
-) -> StimulusSet:
-    """Find the stimuli; what is known of their files is kept in the work folder, so that they are read once."""
-    path = session.config.run.work_dir / f"stimuli-{__version__}.json"
-    known = read_json(path)
-    n_known = len(known)
-    progress = partial(session.progress, "stimuli: files")
-    stimuli = find_stimuli(named, folder, table=table, known=known, progress=progress)
-    if len(known) != n_known:
-        write_json(path, known)
-    return stimuli
-
-
 def find_output(config: Config) -> Path:
     """Return the output dataset: OUTPUT_DIR, or a folder in it named by the settings, the same for all participants."""
     if config.run.output_layout == "bids":
@@ -130,13 +83,6 @@ def find_output(config: Config) -> Path:
     return config.output_dir / f"dnnbrain-{digest_key([__version__, rooms, config.run.random_seed])[:8]}"
 
 
-def key_responses(unit: Unit, config: Config) -> str:
-    """Digest all that the betas depend on."""
-    files = [file for run in unit.runs for file in (*run.bold, run.events, run.confounds, run.mask) if file]
-    timing = [(run.repetition_time, run.start_time) for run in unit.runs]
-    return digest_key([__version__, list(map(stamp, files)), timing, config.responses, config.stimuli.column])
-
-
 def key_analysis(name: str, network: str, responses: str, stimuli: StimulusSet, session: Session) -> str:
     """Digest all that an analysis of a network depends on; `responses` is the key of the betas."""
     config = session.config
@@ -144,100 +90,36 @@ def key_analysis(name: str, network: str, responses: str, stimuli: StimulusSet, 
     regions = [list(map(stamp, list_atlas_files(config.dataset.atlas))), config.dataset.rois]
     groups = list(stimuli.attributes.get(config.encoding.folds_by, ()))
     own = {"encoding": [config.encoding, config.run.random_seed, groups], "rsa": [config.rsa]}
-    return digest_key([name, responses, seen, regions, own[name]])
-
-
-def estimate_responses(unit: Unit, trials: Trials, space: BrainSpace, session: Session) -> list[Path]:
-    """Fit the general linear model; write the betas, what each of them is, and the design of each run."""
-    from dnnbrain_app.responses.glm import RunData, estimate_betas
-    from dnnbrain_app.responses.nuisance import build_nuisance
-
-    options, outputs = session.config.responses, []
-    nuisances = [build_nuisance(read_confounds(run), run.frame_times, options) for run in unit.runs]
-
-    def read_runs() -> Iterator[RunData]:
-        for number, (run, (nuisance, _)) in enumerate(zip(unit.runs, nuisances, strict=True)):
-            session.progress(f"{unit.label}: runs", number, len(unit.runs))
-            yield RunData(read_bold(run, space), run.frame_times, nuisance)
-
-    data, kept = estimate_betas(read_runs(), trials, options)
-    for number, (run, (nuisance, columns)) in enumerate(zip(unit.runs, nuisances, strict=True)):
-        outputs += write_run_design(run, trials.take(trials.run == number), nuisance, columns, session)
-    shown = zip(kept.stimulus, kept.run, kept.repeat, strict=True)
-    labels = [f"{stimulus} {kept.run_labels[run]} {repeat + 1}" for stimulus, run, repeat in shown]
-    about = describe_map(
-        "Responses to single stimuli: betas of a general linear model, in the order of the table beside this file",
-        describe_sources(unit, session),
-        space=describe_space(space, unit.runs[0].bold[0]),
-        maps=labels,
-        statistic="regression weight",
-        units=BETA_UNITS[options.scaling],
-        parameters=describe_parameters(options),
-        versions=list_versions(),
-    )
-    outputs += write_maps(names.beta_map(session.output, unit, options.model), data, labels, space, about)
-    return [*outputs, *write_trials(names.beta_trials(session.output, unit, options.model), kept, about)]
-
-
-def write_run_design(
-    run: Run, trials: Trials, nuisance: Array, nuisance_names: tuple[str, ...], session: Session
-) -> list[Path]:
-    """Write a run's design matrix: a regressor for each trial, named by stimulus and onset, then the nuisance."""
-    from dnnbrain_app.responses.design import build_design
-
-    options = session.config.responses
-    events = build_design(trials.onset, trials.duration, run.frame_times, options.hrf)
-    titles = [f"{stimulus} @ {onset:g} s" for stimulus, onset in zip(trials.stimulus, trials.onset, strict=True)]
-    matrix = dict(zip([*titles, *nuisance_names], np.c_[events, nuisance].T, strict=True))
-    about = describe_map(
-        "Design matrix: a regressor for each trial (named by stimulus and onset), then the nuisance regressors",
-        [make_uri(file, session.roots) for file in (run.events, run.confounds) if file],
-        parameters=describe_parameters(options),
-    )
-    return write_design(names.design_table(session.output, run), run.frame_times, matrix, about)
-
-
-def read_responses(
-    unit: Unit, space: BrainSpace, atlas: Atlas | None, stimuli: StimulusSet, session: Session
-) -> Responses:
-    """Read the betas and average the repeats of each stimulus."""
-    from dnnbrain_app.responses.glm import average_repeats
-
-    model = session.config.responses.model
-    trials = read_trials(names.beta_trials(session.output, unit, model))
-    betas = Betas(read_maps(names.beta_map(session.output, unit, model), space), trials, space, model)
-    shown = stimuli.take(trials.stimulus)
-    return Responses(unit, space, atlas, trials, shown, average_repeats(betas.data, trials, shown.ids))
+    return digest_key([name, responses, config.responses.min_reliability, seen, regions, own[name]])
 
 
 def run_encoding(responses: Responses, activations: Activations, session: Session) -> list[Path]:
     """Predict each voxel from each layer by ridge regression; write maps, and means over regions."""
+    from dnnbrain_app.analyses.autocorrelation import estimate_noise
     from dnnbrain_app.analyses.encoding import score_encoding
-    from dnnbrain_app.analyses.folds import group_stimuli, make_folds, merge_groups
 
-    options, unit, stimuli = session.config.encoding, responses.unit, responses.stimuli
-    copies = len(stimuli) - len(set(stimuli.digests))
-    if copies:
-        logger.warning("%s: %d stimuli are copies of others; copies stay in one fold", unit.label, copies)
-    groups = merge_groups(
-        group_stimuli(responses.trials, stimuli.ids, options.folds_by, stimuli.attributes), np.array(stimuli.digests)
-    )
+    options, unit, series = session.config.encoding, responses.unit, responses.series
     rng = np.random.default_rng(session.config.run.random_seed)
-    folds = make_folds(len(stimuli), options.n_folds, rng, groups)
+    folds = fold_stimuli(responses, session, rng) if series is None else fold_volumes(responses, session, rng)
+    rows = np.sort(np.concatenate(folds))
+    if len(rows) < len(responses.Y):  # volumes between blocks are in no fold
+        activations = activations.take(tuple(activations.stimuli[i] for i in rows))
+        folds = [np.searchsorted(rows, fold) for fold in folds]
     scores = score_encoding(
         activations.network,
         activations.layers,
-        responses.Y,
+        responses.Y if len(rows) == len(responses.Y) else responses.Y[rows],
         folds,
         options,
         rng=rng,
+        noise=None if series is None else estimate_noise(series.Y, series.run, series.Q).take(rows),
         memory=session.memory // ANALYSIS_SHARE,
         n_jobs=session.n_cpus,
         progress=lambda done, total: session.progress(f"{unit.label}: encoding, folds x layers", done, total),
     )
     scheme = {
         "Folds": len(folds),
-        "KeptTogether": options.folds_by,
+        "KeptTogether": options.folds_by if series is None else "run",
         "Seed": session.config.run.random_seed,
         "Penalty": "per voxel, by generalised cross-validation in the training folds",
     }
@@ -254,6 +136,30 @@ def run_encoding(responses: Responses, activations: Activations, session: Sessio
     if responses.atlas is not None:
         outputs += write_encoding_regions(scores, responses, activations, session)
     return outputs
+
+
+def fold_stimuli(responses: Responses, session: Session, rng: np.random.Generator) -> list[Array]:
+    """Divide the stimuli into folds; what must stay together does."""
+    from dnnbrain_app.analyses.folds import group_stimuli, make_folds, merge_groups
+
+    options, stimuli = session.config.encoding, responses.stimuli
+    copies = len(stimuli) - len(set(stimuli.digests))
+    if copies:
+        logger.warning("%s: %d stimuli are copies of others; copies stay in one fold", responses.unit.label, copies)
+    groups = merge_groups(
+        group_stimuli(responses.trials, stimuli.ids, options.folds_by, stimuli.attributes), np.array(stimuli.digests)
+    )
+    return make_folds(len(stimuli), options.n_folds, rng, groups)
+
+
+def fold_volumes(responses: Responses, session: Session, rng: np.random.Generator) -> list[Array]:
+    """Divide the volumes into folds of whole runs, or a single run into blocks."""
+    from dnnbrain_app.analyses.folds import group_runs, make_volume_folds
+
+    assert responses.series is not None  # the caller asked
+    step = min(run.repetition_time for run in responses.unit.runs)
+    n_folds = session.config.encoding.n_folds
+    return make_volume_folds(responses.series.run, group_runs(responses.trials), step, n_folds, rng)
 
 
 def write_encoding_regions(
@@ -295,7 +201,7 @@ def run_rsa(responses: Responses, activations: Activations, session: Session) ->
     brain = describe_map(
         "RDMs of regions: 1 - Pearson correlation between response patterns",
         describe_sources(unit, session),
-        parameters=describe_parameters(session.config.responses),
+        parameters=describe_model(session.config.responses),
         versions=list_versions(),
     )
     network = describe_map(  # says nothing of a space, as the units of all spaces write this file
@@ -305,7 +211,7 @@ def run_rsa(responses: Responses, activations: Activations, session: Session) ->
         weights=activations.provenance,
         layers=activations.names,
         versions=list_versions(),
-    ) | {"Responses": describe_parameters(session.config.responses)}
+    ) | {"Responses": describe_model(session.config.responses)}
     return [
         *write_region_table(
             names.region_table(session.output, unit, atlas.name, activations.network, "rsa"),
@@ -349,12 +255,6 @@ ANALYSES: dict[str, Callable[[Responses, Activations, Session], list[Path]]] = {
 # What the sidecars say -----------------------------------------------------------------------------------------------
 
 
-def describe_sources(unit: Unit, session: Session) -> list[str]:
-    """Name the inputs of a unit as BIDS URIs."""
-    files = [file for run in unit.runs for file in (*run.bold, run.events, run.confounds) if file]
-    return [make_uri(file, session.roots) for file in files]
-
-
 def describe_analysis(
     responses: Responses, activations: Activations, session: Session, description: str, maps: tuple[str, ...] = ()
 ) -> dict[str, Any]:
@@ -369,11 +269,6 @@ def describe_analysis(
         layers=activations.names,
         versions=list_versions(),
     )
-
-
-def describe_parameters(options: Any) -> dict[str, Any]:
-    """Spell options as the configuration file does."""
-    return {name: getattr(options, name) for name in type(options).__slots__}
 
 
 def _mean(values: Array) -> Array:

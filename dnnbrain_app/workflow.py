@@ -21,9 +21,8 @@ from dnnbrain_app import __version__
 from dnnbrain_app.activations import compute_activations, is_written
 from dnnbrain_app.config import Config, count_cpus, dump_toml, measure_memory
 from dnnbrain_app.dataset.atlases import read_atlas
-from dnnbrain_app.dataset.events import build_trials
 from dnnbrain_app.dataset.images import read_unit_space
-from dnnbrain_app.dataset.index import find_derivatives, find_units
+from dnnbrain_app.dataset.index import find_derivatives
 from dnnbrain_app.dataset.roots import find_raw
 from dnnbrain_app.dataset.validation import validate_dataset
 from dnnbrain_app.derivatives import names
@@ -33,22 +32,26 @@ from dnnbrain_app.derivatives.ledger import Ledger, digest_key
 from dnnbrain_app.derivatives.locks import hold_lock
 from dnnbrain_app.derivatives.sidecars import list_versions
 from dnnbrain_app.errors import DnnbrainError, MissingInputError, TemporaryError, UsageError
+from dnnbrain_app.inputs import find_stimuli_folder, gather_stimuli, gather_trials, gather_units
 from dnnbrain_app.network_stages import describe_network, gather_listed, key_network
-from dnnbrain_app.records import StimulusSet, Trials, Unit
+from dnnbrain_app.records import Activations, StimulusSet, Trials, Unit
 from dnnbrain_app.reporting import report_participant
+from dnnbrain_app.response_stages import (
+    Responses,
+    convolve_activations,
+    estimate_responses,
+    key_responses,
+    read_responses,
+    read_timeseries,
+)
 from dnnbrain_app.session import STEP, Progress, Session
 from dnnbrain_app.stages import (
     ANALYSES,
     check_analyses,
     check_networks,
     choose_analyses,
-    estimate_responses,
     find_output,
-    find_stimuli_folder,
-    gather_stimuli,
     key_analysis,
-    key_responses,
-    read_responses,
 )
 
 logger = logging.getLogger(__name__)
@@ -62,7 +65,7 @@ def run_participants(config: Config, *, command_line: Sequence[str], progress: P
     failure when all units failed with the same; else 1.
     """
     damaged: dict[str, DnnbrainError] = {}
-    units = find_units(config.bids_dir, config.dataset, damaged)
+    units = gather_units(config, damaged)
     check_analyses(config)
     session = open_session(config, command_line, progress)
     failures: dict[str, Exception] = dict(damaged)
@@ -109,14 +112,19 @@ def analyse_unit(unit: Unit, session: Session) -> str:
             for network in config.networks.names
         }
         for network in (network for network, wanted in analyses.items() if wanted):
-            compute_activations(network, stimuli, session)  # first: a wrong name or a missing file costs no GLM
+            if config.responses.model != "timeseries":  # of frames, perhaps, which are not known yet
+                compute_activations(network, stimuli, session)  # first: a wrong name or a missing file costs no GLM
         if "responses" in pending:
             ledger.forget("responses")
             logger.log(STEP, "%s: responses to %d trials in %d runs", unit.label, len(trials), len(unit.runs))
             ledger.record("responses", keys["responses"], estimate_responses(unit, trials, space, session))
-        responses = read_responses(unit, space, atlas, stimuli, session)
+        responses: Responses | None = None
         for network in (network for network, wanted in analyses.items() if wanted):
-            activations = compute_activations(network, stimuli, session).take(responses.stimuli.ids)
+            if config.responses.model == "timeseries":
+                responses = read_timeseries(network, unit, space, atlas, trials, stimuli, session)
+            elif responses is None:
+                responses = read_responses(unit, space, atlas, stimuli, session)
+            activations = bring_activations(network, responses, stimuli, session)
             for stage, analyse in analyses[network].items():
                 ledger.forget(stage)
                 logger.log(STEP, "%s: %s, %d layers", unit.label, stage, len(activations.layers))
@@ -124,10 +132,17 @@ def analyse_unit(unit: Unit, session: Session) -> str:
     return f"done in {time.monotonic() - start:.0f} s: {', '.join(pending)}"
 
 
+def bring_activations(network: str, responses: Responses, stimuli: StimulusSet, session: Session) -> Activations:
+    """Bring the activations to the rows of the responses: stimuli, or volumes."""
+    if responses.series is None:
+        return compute_activations(network, stimuli, session).take(responses.stimuli.ids)
+    return convolve_activations(compute_activations(network, responses.stimuli, session), responses.series)
+
+
 def survey_unit(unit: Unit, session: Session) -> tuple[Trials, StimulusSet, dict[str, str]]:
     """Find a unit's trials and stimuli, and give each of its stages a key, in the order in which they are done."""
     config = session.config
-    trials = build_trials(unit.runs, config.stimuli.column)
+    trials = gather_trials(unit, config)
     stimuli = gather_stimuli(trials.stimulus, find_stimuli_folder(config), session)
     keys = {"responses": key_responses(unit, config)}
     for network in config.networks.names:
@@ -178,7 +193,7 @@ def analyse_network(name: str, stimuli: StimulusSet, session: Session) -> str:
 
 def rebuild_reports(config: Config, *, command_line: Sequence[str]) -> int:
     """Make the reports again from the results that are there; returns the exit code."""
-    units = find_units(config.bids_dir, config.dataset)
+    units = gather_units(config)
     check_analyses(config)
     session = open_session(config, command_line, lambda *_: None)
     failures: dict[str, Exception] = {}

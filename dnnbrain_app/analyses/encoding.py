@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from dnnbrain_app.analyses.autocorrelation import SerialNoise
 from dnnbrain_app.analyses.budget import Budget, divide_work
 from dnnbrain_app.analyses.moments import RidgeMoments, prepare_moments
 from dnnbrain_app.analyses.options import EncodingOptions
@@ -37,6 +38,7 @@ def score_encoding(
     rng: np.random.Generator,
     memory: int,
     n_jobs: int = 1,
+    noise: SerialNoise | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> EncodingScores:
     r"""Predict the responses to held-out stimuli by ridge regression on each layer, and score the predictions.
@@ -78,6 +80,9 @@ def score_encoding(
     n_jobs : int
         Threads. Folds are prepared and voxels scored side by side, each on its share of the threads, because an
         eigenproblem uses many threads badly.
+    noise : SerialNoise, optional
+        Where the rows are volumes of runs rather than stimuli: noise is then taken as autocorrelated in the choice of
+        penalties, and stays so where it is permuted. The layers need K.
     progress : callable, optional
         Called with (done, total), in folds of layers, as they get done.
 
@@ -93,7 +98,7 @@ def score_encoding(
         A layer has another number of stimuli than Y, or does not vary.
     """
     grid = _make_grid(options)
-    null = permute_responses(Y.shape[1], options.n_null, rng)
+    null = permute_responses(Y.shape[1], options.n_null, rng, None if noise is None else noise.run[noise.kept])
     names = []
     totals = np.zeros((len(grams), 5, Y.shape[1]))
     chance = np.zeros((len(grams), len(null)))
@@ -107,7 +112,7 @@ def score_encoding(
         budget = divide_work(gram, len(folds), memory, n_jobs)
         with threadpool_limits(max(n_jobs // budget.n_workers, 1), "blas"):
             totals[layer], chance[layer] = _score_layer(
-                gram, Y, null, folds, grid, budget, partial(report, layer * len(folds))
+                gram, Y, null, noise, folds, grid, budget, partial(report, layer * len(folds))
             )
     with np.errstate(invalid="ignore"):
         spread = Y.max(axis=0) - Y.min(axis=0)
@@ -152,6 +157,7 @@ def _score_layer(
     gram: Gram,
     Y: Array,
     null: NullResponses,
+    noise: SerialNoise | None,
     folds: Sequence[Array],
     grid: Array,
     budget: Budget,
@@ -164,7 +170,7 @@ def _score_layer(
     n_done = 0
     with ThreadPoolExecutor(budget.n_workers) as pool:
         try:
-            for group, model in zip(groups, _prepare_models(pool, gram, groups, grid, budget), strict=True):
+            for group, model in zip(groups, _prepare_models(pool, gram, noise, groups, grid, budget), strict=True):
                 scored = pool.map(lambda chunk, model=model: model.score(_draw(Y, null, *chunk)), chunks)
                 for i, ((permuted, chunk), scores) in enumerate(zip(chunks, scored, strict=True), 1):
                     (chance if permuted else totals)[:, chunk] += scores
@@ -176,12 +182,19 @@ def _score_layer(
 
 
 def _prepare_models(
-    pool: Executor, gram: Gram, groups: Sequence[Sequence[Array]], grid: Array, budget: Budget
+    pool: Executor,
+    gram: Gram,
+    noise: SerialNoise | None,
+    groups: Sequence[Sequence[Array]],
+    grid: Array,
+    budget: Budget,
 ) -> Iterator[RidgeFold | RidgeMoments]:
     if budget.from_moments:
+        if noise is not None:
+            raise BadDataError(f"layer {gram.layer}: a model of volumes needs their inner products")
         return (prepare_moments(gram, group, grid, pool.map) for group in groups)
     tests = (group[0] for group in groups)
-    return _look_ahead(pool, lambda test: prepare_ridge(gram, test, grid), tests, budget.n_workers)
+    return _look_ahead(pool, lambda test: prepare_ridge(gram, test, grid, noise), tests, budget.n_workers)
 
 
 def _look_ahead(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -16,6 +17,8 @@ from dnnbrain_app.records import Array, Trials
 logger = logging.getLogger(__name__)
 
 SMALLEST_FOLD = 3  # the correlation of two points is always 1 or -1
+BLOCK_SECONDS = 60.0  # shortest block of a run that is held out
+GAP_SECONDS = 20.0  # left out between blocks: most of a haemodynamic response, and of what noise remembers
 
 
 def make_folds(n: int, n_folds: int, rng: np.random.Generator, groups: Array | None = None) -> list[Array]:
@@ -133,6 +136,70 @@ def group_stimuli(trials: Trials, stimuli: Sequence[str], by: str, attributes: M
             f"stimuli repeat across {by}s, so that no {by} can be held out without its stimuli; use folds_by=stimulus"
         )
     return np.asarray(groups)
+
+
+def group_runs(trials: Trials) -> Array:
+    """Put runs into one group that show a stimulus in common, directly or by way of others.
+
+    Returns
+    -------
+    array of int, shape (n_runs,)
+    """
+    names, stimulus = np.unique(trials.stimulus.astype(str), return_inverse=True)
+    n_runs = len(trials.run_labels)
+    size = n_runs + len(names)
+    graph = coo_array((np.ones(len(trials)), (trials.run, stimulus + n_runs)), shape=(size, size))
+    return np.asarray(connected_components(graph, directed=False)[1][:n_runs])
+
+
+def make_volume_folds(
+    run: Array, groups: Array, repetition_time: float, n_folds: int, rng: np.random.Generator
+) -> list[Array]:
+    """Divide volumes into folds, by runs or, where there is one only, by blocks of it.
+
+    Runs that share stimuli stay together, as a model that has seen a stimulus knows it. A single run is cut into blocks
+    of a minute or more, and 20 s between two blocks are in no fold, so that neither the response to what was shown
+    nor the autocorrelation of noise reaches from training into test.
+
+    Parameters
+    ----------
+    run : array of int, shape (n_volumes,)
+        Run of each volume, in order of time.
+    groups : array of shape (n_runs,)
+        From `group_runs`.
+    repetition_time : float
+        Seconds.
+    n_folds : int
+        Wanted.
+    rng : numpy.random.Generator
+        Deals runs to folds.
+
+    Returns
+    -------
+    list of array of int
+        Rows of each fold; not every row is in one.
+
+    Raises
+    ------
+    BadDataError
+        All runs hang together by stimuli that repeat, or a single run is too short.
+    """
+    if len(np.unique(groups[np.unique(run)])) > 1:
+        return make_folds(len(run), n_folds, rng, groups[run])
+    if len(np.unique(run)) > 1:
+        raise BadDataError(
+            "stimuli repeat across runs, so that no run can be held out without its stimuli; "
+            "estimate responses to them instead (--response-model lss)"
+        )
+    gap = round(GAP_SECONDS / repetition_time)
+    longest = int((len(run) + gap) // (BLOCK_SECONDS / repetition_time + gap))
+    if longest < 2:
+        raise BadDataError(
+            f"one run of {len(run) * repetition_time:.0f} s cannot be divided: two blocks of {BLOCK_SECONDS:g} s with "
+            f"{GAP_SECONDS:g} s between them are needed"
+        )
+    edges = np.linspace(0, len(run) + gap, min(n_folds, longest) + 1).round().astype(int)
+    return [np.arange(start, stop - gap) for start, stop in pairwise(edges)]
 
 
 def merge_groups(*groupings: Array | None) -> Array | None:

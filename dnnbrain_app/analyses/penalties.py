@@ -10,7 +10,9 @@ With centred training features :math:`X` (n, p), responses :math:`Y` (n, V), the
     \qquad dof(\alpha) = 1 + \sum_i \frac{s_i}{s_i + \alpha}
 
 (the 1 is the intercept; Golub, Heath & Wahba 1979). The last terms of the numerator are what lies outside the span of
-the features, which no penalty explains; they vanish where U is complete.
+the features, which no penalty explains; they vanish where U is complete. Where rows are volumes, whose noise has the
+covariance :math:`R`, the denominator is :math:`(\sum_i \frac{\alpha}{s_i + \alpha} u_i^\top R u_i)^2` (Altman 1990):
+that slow features explain slow noise is no sign of a good model.
 """
 
 from __future__ import annotations
@@ -70,8 +72,8 @@ class Penalties:
         return np.stack([np.log(self.grid[choice]), (choice == 0) | (choice == len(self.grid) - 1)])
 
 
-def weigh_penalties(s: Array, n_train: int, grid: Array) -> Penalties:
-    """Prepare the choice of the penalty.
+def weigh_penalties(s: Array, n_train: int, grid: Array, noise: Array | None = None) -> Penalties:
+    r"""Prepare the choice of the penalty.
 
     Penalties that leave fewer residual degrees of freedom than three, or than 5 % of the training rows, are not
     considered. Where a model nearly interpolates, GCV rests on one or two numbers, calls the smallest penalty best by
@@ -85,9 +87,15 @@ def weigh_penalties(s: Array, n_train: int, grid: Array) -> Penalties:
         Training rows.
     grid : array of shape (n_grid,)
         Penalties, positive and rising.
+    noise : array of shape (n_train,), optional
+        Variance of the noise along each eigenvector, :math:`u_i^\top R u_i`, of all of them. Default: white noise.
+
+    References
+    ----------
+    Altman (1990), doi:10.1080/01621459.1990.10474936.
     """
     shrinkage = grid[:, None] / (s + grid[:, None])
-    residual_dof = shrinkage.sum(axis=1) + n_train - len(s) - 1
+    residual_dof = shrinkage.sum(axis=1) + n_train - len(s) - 1 if noise is None else shrinkage @ noise
     least = max(LEAST_RESIDUAL[0], LEAST_RESIDUAL[1] * n_train)
     n_left_out = min(int((residual_dof < least).sum()), len(grid) - 1)
     shrinkage, residual_dof = shrinkage[n_left_out:], residual_dof[n_left_out:]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import eigh
 
+from dnnbrain_app.analyses.autocorrelation import SerialNoise
 from dnnbrain_app.analyses.penalties import Penalties, weigh_penalties
 from dnnbrain_app.errors import BadDataError
 from dnnbrain_app.records import Array, Gram
@@ -93,7 +94,7 @@ class RidgeFold:
             return np.concatenate([score_predictions(predicted, measured), self.penalties.describe(choice)])
 
 
-def prepare_ridge(gram: Gram, test: Array, grid: Array) -> RidgeFold:
+def prepare_ridge(gram: Gram, test: Array, grid: Array, noise: SerialNoise | None = None) -> RidgeFold:
     r"""Decompose the training part of a layer's kernel.
 
     Centring is on the training rows only.
@@ -113,6 +114,8 @@ def prepare_ridge(gram: Gram, test: Array, grid: Array) -> RidgeFold:
         Held-out rows; the others are training rows.
     grid : array of shape (n_alphas,)
         Penalties, positive and rising, in units of the mean eigenvalue.
+    noise : SerialNoise, optional
+        Where the rows are volumes, what noise they have.
 
     Raises
     ------
@@ -121,7 +124,7 @@ def prepare_ridge(gram: Gram, test: Array, grid: Array) -> RidgeFold:
     """
     train = np.delete(np.arange(len(gram.row_sums)), test)
     U, s, T = _decompose_kernel(gram, train, test)
-    penalties = weigh_penalties(s, len(train), grid)
+    penalties = weigh_penalties(s, len(train), grid, None if noise is None else noise.take(train).measure(U))
     return RidgeFold(train, test, penalties, *(np.asarray(a, dtype=np.float32) for a in (U, s, T)))
 
 

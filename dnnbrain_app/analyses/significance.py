@@ -16,7 +16,7 @@ BLOCK = 64  # neighbouring voxels that share a permutation
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NullResponses:
-    """Responses whose stimuli are permuted, drawn when they are needed: blocks of voxels, each with its own order.
+    """Responses whose rows are permuted, drawn when they are needed: blocks of voxels, each with its own order.
 
     Parameters
     ----------
@@ -26,11 +26,15 @@ class NullResponses:
         First voxel of each block.
     width : int
         Voxels of a block.
+    runs : array of shape (n,), optional
+        Where the rows are volumes, the run of each: each run is turned by a random number of volumes, its last ones
+        coming first, so that a voxel's noise keeps its autocorrelation.
     """
 
     seeds: Array
     starts: Array
     width: int
+    runs: Array | None = None
 
     def __len__(self) -> int:
         return len(self.starts) * self.width
@@ -38,14 +42,23 @@ class NullResponses:
     def draw(self, Y: Array, chunk: slice) -> Callable[[Array], Array]:
         """Return a function from rows to the permuted responses of ``chunk``, whole blocks: (n_rows, n_voxels)."""
         blocks = range(chunk.start // self.width, chunk.stop // self.width)
-        orders = [np.random.default_rng(self.seeds[i]).permutation(len(Y)) for i in blocks]
+        orders = [self._order(len(Y), np.random.default_rng(self.seeds[i])) for i in blocks]
         columns = [slice(self.starts[i], self.starts[i] + self.width) for i in blocks]
         return lambda rows: np.concatenate(
             [Y[order[rows], column] for order, column in zip(orders, columns, strict=True)], axis=1
         )
 
+    def _order(self, n: int, rng: np.random.Generator) -> Array:
+        if self.runs is None:
+            return rng.permutation(n)
+        parts = [np.flatnonzero(self.runs == run) for run in np.unique(self.runs)]
+        order = np.empty(n, dtype=int)
+        for rows in parts:
+            order[rows] = np.roll(rows, rng.integers(1, max(len(rows), 2)))
+        return order
 
-def permute_responses(n_voxels: int, n_null: int, rng: np.random.Generator) -> NullResponses:
+
+def permute_responses(n_voxels: int, n_null: int, rng: np.random.Generator, runs: Array | None = None) -> NullResponses:
     """Choose voxels and permutations for about ``n_null`` voxels without signal.
 
     Parameters
@@ -56,11 +69,13 @@ def permute_responses(n_voxels: int, n_null: int, rng: np.random.Generator) -> N
         How many voxels to draw; rounded up to whole blocks.
     rng : numpy.random.Generator
         Draws places and orders.
+    runs : array of shape (n,), optional
+        The run of each row, where rows are volumes: see `NullResponses`.
     """
     width = min(BLOCK, n_voxels)
     n_blocks = -(-n_null // width)
     seeds = rng.integers(2**63, size=n_blocks)
-    return NullResponses(seeds, rng.integers(n_voxels - width + 1, size=n_blocks), width)
+    return NullResponses(seeds, rng.integers(n_voxels - width + 1, size=n_blocks), width, runs)
 
 
 def compute_p_values(scores: Array, null: Array) -> Array:

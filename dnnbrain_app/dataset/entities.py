@@ -39,7 +39,8 @@ def parse_entities(name: str) -> dict[str, str]:
     Returns
     -------
     dict of str to str
-        Short entity names in file order, then ``suffix`` and ``extension`` (from the first dot, with it).
+        Short entity names in file order, then ``suffix`` (without AFNI's ``+orig``, ``+tlrc``) and ``extension`` (from
+        the first dot, with it).
 
     Examples
     --------
@@ -47,15 +48,20 @@ def parse_entities(name: str) -> dict[str, str]:
     '91k'
     >>> parse_entities("sub-01_task-x_bold_space-T1w_preproc.nii.gz")
     {'sub': '01', 'task': 'x', 'space': 'T1w', 'suffix': 'preproc', 'extension': '.nii.gz'}
+    >>> parse_entities("sub-01_task-x_bold_space-fsnative.L.func.gii")
+    {'sub': '01', 'task': 'x', 'space': 'fsnative', 'hemi': 'L', 'suffix': 'bold', 'extension': '.func.gii'}
     """
     stem, dot, extension = name.rpartition("/")[2].partition(".")
-    *pairs, suffix = stem.split("_")
-    entities = {}
-    for pair in pairs:
-        entity, dash, label = pair.partition("-")
-        if dash:  # fMRIPrep before 1.2 has the raw suffix in the middle of the name
+    entities, suffix = {}, ""
+    for part in stem.split("_"):
+        entity, dash, label = part.partition("-")
+        if dash:
             entities[entity] = label
-    entities["suffix"] = suffix
+        else:  # fMRIPrep before 1.2 has the raw suffix in the middle of the name, before another one or alone
+            suffix = part
+    if extension in ("L.func.gii", "R.func.gii"):  # the same fMRIPrep
+        entities["hemi"], _, extension = extension.partition(".")
+    entities["suffix"] = suffix.partition("+")[0]
     entities["extension"] = dot + extension
     return entities
 

@@ -14,44 +14,11 @@ from dnnbrain_app.errors import EmptySelectionError, MissingInputError, UnknownN
 
 logger = logging.getLogger(__name__)
 
-QUERIES = ("bold", "events", "mask", "confounds")
+QUERIES = ("bold", "events", "mask", "confounds", "betas")
 ENTITIES = (
-    *(
-        "sub",
-        "ses",
-        "sample",
-        "task",
-        "tracksys",
-        "acq",
-        "ce",
-        "trc",
-        "stain",
-        "rec",
-        "dir",
-        "run",
-        "mod",
-        "echo",
-        "flip",
-        "inv",
-        "mt",
-    ),
-    *(
-        "part",
-        "proc",
-        "hemi",
-        "space",
-        "cohort",
-        "split",
-        "recording",
-        "chunk",
-        "atlas",
-        "seg",
-        "scale",
-        "res",
-        "den",
-        "label",
-        "desc",
-    ),
+    *("sub", "ses", "sample", "task", "tracksys", "acq", "ce", "trc", "stain", "rec", "dir", "run", "mod", "echo"),
+    *("flip", "inv", "mt", "part", "proc", "hemi", "space", "cohort", "split", "recording", "chunk", "atlas", "seg"),
+    *("scale", "res", "den", "label", "model", "contrast", "stat", "desc"),
     *("from", "to", "mode", "hash", "suffix", "extension", "datatype"),
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import re
 import zlib
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 from xml.parsers.expat import ExpatError
 
 import nibabel as nib
+from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
@@ -24,13 +26,15 @@ _DAMAGE = (
     *(zlib.error, ImageFileError, HeaderDataError, WrapStructError, ExpatError),
 )
 _SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
+_AFNI_SECONDS = {77001: 1e-3, 77002: 1.0}
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
     """Size and timing of a time series.
 
-    ``repetition_time`` is in seconds, None where the file does not tell; only GIFTI has ``n_vertices``.
+    ``repetition_time`` is in seconds, None where the file does not tell. ``n_vertices`` is that of a surface; CIFTI
+    files, which may have several, do not have it.
     """
 
     n_volumes: int
@@ -46,7 +50,8 @@ def opening(path: Path) -> Iterator[None]:
             raise BadDataError(f"{path}: the file is empty")
         yield
     except FileNotFoundError as error:
-        raise MissingInputError(explain_absence(path)) from error
+        # AFNI has two files, of which the one that the name does not tell may be lacking
+        raise MissingInputError(explain_absence(Path(error.filename or path))) from error
     except _DAMAGE as error:
         reason = f"{type(error).__name__}: {error}"
         raise BadDataError(f"{path}: cannot be read; it is cut off, damaged or of another format ({reason})") from error
@@ -60,7 +65,14 @@ def explain_absence(path: Path) -> str:
 def load_image(path: Path, **options: Any) -> Any:
     """Open an image with nibabel, which reads the data when they are asked for."""
     with opening(path):
-        return nib.load(path, **options)
+        return _load_mgh(path, **options) if path.name.endswith((".mgh", ".mgz")) else nib.load(path, **options)
+
+
+def _load_mgh(path: Path, **options: Any) -> Any:
+    # nibabel.load leaves the file open; the end of the header stands after the data
+    with gzip.open(path) if path.name.endswith(".mgz") else path.open("rb") as file:
+        header = nib.MGHImage.header_class.from_fileobj(file)
+    return nib.MGHImage(ArrayProxy(str(path), header, **options), header.get_affine(), header)
 
 
 def read_header(paths: Sequence[Path]) -> Header:
@@ -69,7 +81,7 @@ def read_header(paths: Sequence[Path]) -> Header:
     Parameters
     ----------
     paths : sequence of Path
-        One CIFTI or NIfTI file, or the GIFTI files of both hemispheres.
+        One file of grayordinates or volumes, or those of both hemispheres.
 
     Raises
     ------
@@ -78,17 +90,24 @@ def read_header(paths: Sequence[Path]) -> Header:
     MissingInputError
         If a file is absent.
     """
-    headers = []
-    for path in paths:
-        with opening(path):
-            header = next(read for ending, read in _READERS.items() if path.name.endswith(ending))(path)
+    headers = [_read_one(path) for path in paths]
+    for path, header in zip(paths, headers, strict=True):
         if header.n_volumes < 2:
             raise BadDataError(f"{path}: {header.n_volumes} volume(s); a time series is needed")
-        headers.append(header)
     if len({header.n_volumes for header in headers}) > 1:
         texts = [f"{path} has {header.n_volumes} volumes" for path, header in zip(paths, headers, strict=True)]
         raise BadDataError(" and ".join(texts))
     return headers[0]
+
+
+def count_vertices(path: Path) -> int:
+    """Count the vertices of the mesh that a file of one hemisphere lies on."""
+    return _read_one(path).n_vertices
+
+
+def _read_one(path: Path) -> Header:
+    with opening(path):
+        return next(read for ending, read in _READERS.items() if path.name.endswith(ending))(path)
 
 
 def _read_nifti(path: Path) -> Header:
@@ -97,10 +116,33 @@ def _read_nifti(path: Path) -> Header:
         block = file.read(540)
     header = _parse_nifti(block)
     shape, unit = header.get_data_shape(), header.get_xyzt_units()[1]
-    if len(shape) != 4:
-        raise ValueError(f"{len(shape)} dimensions, not 4")
     step = float(header["pixdim"][4]) * _SECONDS.get(unit, 0.0)
-    return Header(int(shape[3]), step if step > 0 else None)
+    return _describe_volumes(shape, step)
+
+
+def _describe_volumes(shape: tuple[int, ...], step: float) -> Header:
+    if len(shape) not in (3, 4):
+        raise ValueError(f"{len(shape)} dimensions, not 4")
+    n_volumes = int(shape[3]) if len(shape) == 4 else 1
+    return Header(n_volumes, step if step > 0 else None, math.prod(map(int, shape[:3])))
+
+
+def _read_mgh(path: Path) -> Header:
+    header = _load_mgh(path).header
+    shape = header.get_data_shape()
+    return _describe_volumes(shape, _to_seconds(float(header.get_zooms()[3])) if len(shape) == 4 else 0.0)
+
+
+def _read_afni(path: Path) -> Header:
+    header = nib.load(path).header
+    shape, unit = header.get_data_shape(), header.info.get("TAXIS_NUMS", (0, 0, 0))[2]
+    step = float(header.get_zooms()[3]) * _AFNI_SECONDS.get(unit, 0.0) if len(shape) == 4 else 0.0
+    return _describe_volumes(shape, step)
+
+
+def _to_seconds(step: float) -> float:
+    # the format names no unit: FreeSurfer writes milliseconds, others seconds
+    return step * 1e-3 if step >= 50 else step
 
 
 def _parse_nifti(block: bytes) -> Any:
@@ -129,6 +171,13 @@ def _read_cifti(path: Path) -> Header:
     return Header(int(header["dim"][5]), seconds if seconds > 0 else None)
 
 
+def open_matrix(path: Path) -> Any:
+    """Open the values of a CIFTI file, shape (n_maps, n_grayordinates), without parsing its XML: slice to read."""
+    with path.open("rb") as file:
+        header = _parse_nifti(file.read(540))
+    return ArrayProxy(path, header, mmap=False).reshape(header.get_data_shape()[-2:])
+
+
 def read_models(path: Path) -> bytes:
     """Return the part of a CIFTI header that lists the grayordinates, as it stands: equal bytes are equal spaces."""
     with opening(path), path.open("rb") as file:
@@ -146,10 +195,16 @@ def _read_gifti(path: Path) -> Header:
     first = text.partition("<DataArray")[2].partition(">")[0]
     sizes = {int(axis): int(size) for axis, size in re.findall(r'Dim(\d)="(\d+)"', first)}
     step = re.search(r"TimeStep\s*(?:\]\]>)?\s*</Name>\s*<Value>\s*(?:<!\[CDATA\[)?\s*([0-9.eE+-]+)", text)
-    seconds = float(step.group(1)) if step else 0.0
-    if seconds >= 50:  # the format names no unit: FreeSurfer writes milliseconds, others seconds
-        seconds *= 1e-3
+    seconds = _to_seconds(float(step.group(1)) if step else 0.0)
     return Header(arrays * sizes.get(1, 1), seconds if seconds > 0 else None, sizes[0])
 
 
-_READERS = {".gii": _read_gifti, ".dtseries.nii": _read_cifti, "": _read_nifti}
+_READERS = {
+    ".gii": _read_gifti,
+    ".dtseries.nii": _read_cifti,
+    ".mgh": _read_mgh,
+    ".mgz": _read_mgh,
+    ".BRIK": _read_afni,
+    ".BRIK.gz": _read_afni,
+    "": _read_nifti,
+}

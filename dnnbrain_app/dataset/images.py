@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 
 from dnnbrain_app.dataset.entities import parse_entities
-from dnnbrain_app.dataset.headers import load_image, opening, read_header, read_models
+from dnnbrain_app.dataset.geometry import describe_grid, describe_space, read_parts, same_grid
+from dnnbrain_app.dataset.headers import count_vertices, load_image, opening, read_models
+from dnnbrain_app.dataset.series import read_hemisphere, read_matrix, read_slabs, read_volumes
 from dnnbrain_app.dataset.spaces import identify_variant
 from dnnbrain_app.errors import BadDataError
 from dnnbrain_app.records import Array, BrainPart, BrainSpace, Run, Unit
@@ -18,7 +20,6 @@ from dnnbrain_app.records import Array, BrainPart, BrainSpace, Run, Unit
 logger = logging.getLogger(__name__)
 
 _HEMISPHERES = ("CIFTI_STRUCTURE_CORTEX_LEFT", "CIFTI_STRUCTURE_CORTEX_RIGHT")
-_VOLUMES_AT_ONCE = 32
 
 
 def read_space(run: Run) -> BrainSpace:
@@ -32,8 +33,9 @@ def read_space(run: Run) -> BrainSpace:
     Returns
     -------
     BrainSpace
-        CIFTI: the file's own structures. GIFTI: all vertices of the left, then of the right hemisphere. NIfTI: the
-        voxels of the run's mask in C order or, without a mask, those whose values are finite and change over time.
+        Grayordinates (CIFTI): the file's own structures. Surfaces (GIFTI, MGH): all vertices of the left, then of the
+        right hemisphere. Volumes (NIfTI, MGH, AFNI): the voxels of the run's mask in C order or, without a mask, those
+        whose values are finite and change over time.
 
     Raises
     ------
@@ -98,7 +100,7 @@ def read_unit_space(unit: Unit) -> BrainSpace:
     return _build_volume(first, mask, space.name, dict(space.entities))
 
 
-def read_bold(run: Run, space: BrainSpace) -> Array:
+def read_bold(run: Run, space: BrainSpace, columns: slice | None = None) -> Array:
     """Read a run's time series.
 
     Parameters
@@ -106,11 +108,14 @@ def read_bold(run: Run, space: BrainSpace) -> Array:
     run : Run
         A preprocessed run.
     space : BrainSpace
-        The columns wanted: of `read_unit_space`, or `read_space` of this run.
+        Where the columns lie: of `read_unit_space`, or `read_space` of this run.
+    columns : slice, optional
+        The columns wanted, ``start:stop``; without it all of them. Beside what is returned some 30 MB are held, and of
+        an uncompressed CIFTI file only these columns are read: of other files every volume is.
 
     Returns
     -------
-    array of shape (n_volumes, n_voxels)
+    array of shape (n_volumes, n_columns)
         float32, C order, in the data's own units.
 
     Raises
@@ -120,51 +125,38 @@ def read_bold(run: Run, space: BrainSpace) -> Array:
     MissingInputError
         If the file is absent.
     """
-    reader = {"cifti": _read_cifti, "gifti": _read_gifti, "nifti": _read_nifti}[space.format]
-    data = reader(run, space)
-    if data.shape != (run.n_volumes, space.n_voxels):
-        raise BadDataError(
-            f"{run.bold[0]}: data of shape {data.shape}, not {run.n_volumes} volumes x {space.n_voxels} voxels"
-        )
-    return np.ascontiguousarray(data, dtype=np.float32)
+    chosen = range(space.n_voxels)[columns if columns is not None else slice(None)]
+    data = np.empty((run.n_volumes, len(chosen)), dtype=np.float32)
+    if space.format == "cifti":
+        read_matrix(run.bold[0], chosen, space.n_voxels, data)
+    elif space.format == "gifti":
+        _read_surfaces(run, space, chosen, data)
+    else:
+        _read_volume(run, space, chosen, data)
+    return data
 
 
-def read_parts(axis: Any) -> tuple[BrainPart, ...]:
-    """Take a nibabel ``BrainModelAxis`` apart."""
-    parts = []
-    for name, columns, model in axis.iter_structures():
-        start, stop = columns.start or 0, columns.stop if columns.stop is not None else len(axis)
-        if name in model.nvertices:
-            parts.append(
-                BrainPart(
-                    str(name), start, stop, vertices=np.asarray(model.vertex), n_vertices=int(model.nvertices[name])
-                )
-            )
-        else:
-            parts.append(BrainPart(str(name), start, stop, voxels=np.asarray(model.voxel)))
-    return tuple(parts)
+def _read_surfaces(run: Run, space: BrainSpace, chosen: range, data: Array) -> None:
+    for path, part in zip(run.bold, space.parts, strict=True):
+        start, stop = max(part.start, chosen.start), min(part.stop, chosen.stop)
+        if start < stop:
+            assert part.vertices is not None
+            vertices = part.vertices[start - part.start : stop - part.start]
+            out = data[:, start - chosen.start : stop - chosen.start]
+            if path.name.endswith(".gii"):
+                read_hemisphere(path, vertices, out)
+            else:
+                read_volumes(load_image(path, keep_file_open=True), path, vertices, out)
 
 
-def describe_space(space: BrainSpace) -> str:
-    """Say in a few words where the columns of a space lie, for messages."""
-    surfaces = [
-        f"{part.structure.removeprefix('CIFTI_STRUCTURE_')} {part.stop - part.start} of {part.n_vertices} vertices"
-        for part in space.parts
-        if part.is_surface
-    ]
-    voxels = sum(part.stop - part.start for part in space.parts if not part.is_surface)
-    if voxels:
-        surfaces.append(f"{voxels} voxels of {describe_grid(space.shape, space.affine)}")
-    return ", ".join(surfaces)
-
-
-def describe_grid(shape: tuple[int, ...] | None, affine: Array | None) -> str:
-    """Say which grid voxels lie on, for messages."""
-    text = "x".join(map(str, shape or ()))
-    if affine is None:
-        return text
-    size = "x".join(f"{value:.3g}" for value in np.linalg.norm(affine[:3, :3], axis=0))
-    return f"a {text} grid of {size} mm at ({', '.join(f'{value:g}' for value in affine[:3, 3])})"
+def _read_volume(run: Run, space: BrainSpace, chosen: range, data: Array) -> None:
+    voxels, path = space.parts[0].voxels, run.bold[0]
+    assert voxels is not None
+    assert space.shape is not None
+    image = load_image(path, keep_file_open=True)
+    _check_grid(image, space, path, path)
+    places = np.ravel_multi_index(tuple(voxels[chosen.start : chosen.stop].T), space.shape, order="F")
+    read_volumes(image, path, places, data)
 
 
 def read_mask(run: Run) -> Array:
@@ -188,8 +180,9 @@ def read_mask(run: Run) -> Array:
         image = load_image(run.mask)
         with opening(run.mask):
             mask = np.asarray(image.dataobj) > 0
-        if not same_grid(image.shape, image.affine, bold.shape[:3], bold.affine):
-            here, there = describe_grid(image.shape, image.affine), describe_grid(bold.shape[:3], bold.affine)
+        mask = mask[..., 0] if mask.ndim == 4 and mask.shape[3] == 1 else mask
+        if not same_grid(mask.shape, image.affine, bold.shape[:3], bold.affine):
+            here, there = describe_grid(mask.shape, image.affine), describe_grid(bold.shape[:3], bold.affine)
             raise BadDataError(f"mask {run.mask} lies on {here}, its data {path.name} on {there}")
     if not mask.any():
         raise BadDataError(f"{run.mask or path}: no voxel in the mask")
@@ -199,7 +192,7 @@ def read_mask(run: Run) -> Array:
 def _build_hemispheres(paths: tuple[Path, ...]) -> tuple[BrainPart, ...]:
     parts: list[BrainPart] = []
     for path, structure in zip(paths, _HEMISPHERES, strict=True):
-        n = read_header([path]).n_vertices
+        n = count_vertices(path)
         start = parts[-1].stop if parts else 0
         parts.append(BrainPart(structure, start, start + n, vertices=np.arange(n), n_vertices=n))
     return tuple(parts)
@@ -209,16 +202,17 @@ def _build_volume(run: Run, mask: Array, name: str, entities: dict[str, str]) ->
     image = load_image(run.bold[0])
     voxels = np.argwhere(mask)
     part = BrainPart("CIFTI_STRUCTURE_OTHER", 0, len(voxels), voxels=voxels)
-    code = int(image.header["sform_code"]) or int(image.header["qform_code"])
     shape = (int(mask.shape[0]), int(mask.shape[1]), int(mask.shape[2]))
-    return BrainSpace(name, "nifti", (part,), entities, affine=image.affine, shape=shape, xform_code=code)
+    return BrainSpace(
+        name, "nifti", (part,), entities, affine=image.affine, shape=shape, xform_code=_read_code(image, name)
+    )
 
 
-def same_grid(
-    shape: tuple[int, ...] | None, affine: Any, other_shape: tuple[int, ...] | None, other_affine: Any
-) -> bool:
-    """Whether two volumes have the same voxels, to a micrometre."""
-    return shape == other_shape and np.allclose(affine, other_affine, atol=1e-3)
+def _read_code(image: Any, name: str) -> int:
+    """Tell which of NIfTI's kinds of space the data lie in; of other formats, from the name of the space."""
+    if isinstance(image.header, nib.Nifti1Header):
+        return int(image.header["sform_code"]) or int(image.header["qform_code"])
+    return 4 if name.startswith("MNI") else 2  # MNI 152; aligned to something else
 
 
 def _check_grid(image: Any, space: BrainSpace, path: Path, first: Path) -> None:
@@ -227,49 +221,10 @@ def _check_grid(image: Any, space: BrainSpace, path: Path, first: Path) -> None:
         raise BadDataError(f"runs of one unit differ: {path} lies on {here}, {first} on {there}")
 
 
-def _read_cifti(run: Run, space: BrainSpace) -> Array:
-    path = run.bold[0]
-    image = load_image(path)
-    with opening(path):
-        if image.shape[1] != space.n_voxels:
-            raise BadDataError(f"{path}: {image.shape[1]} grayordinates, not the {space.n_voxels} of the other runs")
-        return np.asarray(image.dataobj, dtype=np.float32)
-
-
-def _read_gifti(run: Run, space: BrainSpace) -> Array:
-    data = np.empty((run.n_volumes, space.n_voxels), dtype=np.float32)
-    for path, part in zip(run.bold, space.parts, strict=True):
-        image = load_image(path)
-        with opening(path):
-            arrays = [array.data for array in image.darrays]
-            # one array a volume, or one array of vertices x volumes
-            data[:, part.start : part.stop] = arrays[0].T if len(arrays) == 1 else np.stack(arrays)
-    return data
-
-
-def _read_nifti(run: Run, space: BrainSpace) -> Array:
-    voxels = space.parts[0].voxels
-    assert voxels is not None
-    path = run.bold[0]
-    data = np.empty((run.n_volumes, len(voxels)), dtype=np.float32)
-    with opening(path):
-        _check_grid(load_image(path), space, path, path)
-        for start, volumes in _read_volumes(path):
-            data[start : start + volumes.shape[3]] = volumes[tuple(voxels.T)].T
-    return data
-
-
-def _read_volumes(path: Path) -> Iterator[tuple[int, Array]]:
-    # the open file keeps its place: a compressed one would be decompressed from its start for every slab
-    image = load_image(path, keep_file_open=True)
-    for start in range(0, image.shape[3], _VOLUMES_AT_ONCE):
-        yield start, np.asarray(image.dataobj[..., start : start + _VOLUMES_AT_ONCE], dtype=np.float32)
-
-
 def _find_changing(path: Path) -> Array:
     with opening(path):
         lows, highs = [], []
-        for _, volumes in _read_volumes(path):
+        for _, volumes in read_slabs(load_image(path, keep_file_open=True)):
             lows.append(volumes.min(axis=3))
             highs.append(volumes.max(axis=3))
             lows, highs = [np.minimum.reduce(lows)], [np.maximum.reduce(highs)]

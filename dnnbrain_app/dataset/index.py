@@ -23,8 +23,13 @@ __all__ = ["find_derivatives", "find_units", "list_participants"]
 
 logger = logging.getLogger(__name__)
 
-# how fMRIPrep calls its preprocessed series: volumes are told from boldref and echoes by desc-, surfaces have none
-_BOLD = {".dtseries.nii": None, ".func.gii": None, ".nii.gz": "preproc", ".nii": "preproc"}
+# how fMRIPrep calls its preprocessed series: volumes are told from others by desc-, surfaces have none; it never writes
+# FreeSurfer's and AFNI's formats, which may have it or not
+_BOLD: dict[str, tuple[str | None, ...]] = {
+    **dict.fromkeys((".dtseries.nii", ".func.gii"), (None,)),
+    **dict.fromkeys((".nii.gz", ".nii"), ("preproc",)),
+    **dict.fromkeys((".mgz", ".mgh", ".BRIK", ".BRIK.gz"), (None, "preproc")),
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,7 +124,7 @@ def _index_derived(
         asked = ", ".join(options.participants) or "any"
         raise MissingInputError(
             f"no preprocessed BOLD of participants {asked} in {', '.join(listed)}: no *_bold.dtseries.nii, "
-            "*_hemi-*_bold.func.gii or *_desc-preproc_bold.nii.gz; "
+            "*_hemi-*_bold.func.gii (or .mgh) or *_desc-preproc_bold.nii.gz (or .mgz, .BRIK); "
             "fMRIPrep with --level minimal writes none"
         )
     bold = filter_files(bold, "bold", filters.get("bold"))
@@ -146,7 +151,7 @@ def _is_bold(file: File, query: Query) -> bool:
         return False
     if "echo" in entities and "echo" not in query:
         return False
-    return "desc" in query or entities["suffix"] == "preproc" or entities.get("desc") == _BOLD[entities["extension"]]
+    return "desc" in query or entities["suffix"] == "preproc" or entities.get("desc") in _BOLD[entities["extension"]]
 
 
 def _is_mask(file: File) -> bool:
@@ -171,12 +176,13 @@ def _group_series(bold: Sequence[File]) -> dict[tuple[RunKey, Variant], tuple[Fi
                 "keep one, with --derivatives NAME=PATH or the query bold of --bids-filter-file"
             )
         group[hemisphere] = file
-    return {key: _order_hemispheres(group) for key, group in groups.items()}
+    return {
+        (key, variant): _order_hemispheres(group) if variant.format == "gifti" else tuple(group.values())
+        for (key, variant), group in groups.items()
+    }
 
 
 def _order_hemispheres(group: Mapping[str, File]) -> tuple[File, ...]:
-    if next(iter(group.values())).entities["extension"] != ".func.gii":
-        return tuple(group.values())
     for missing in {"L", "R"} - group.keys():
         there = next(iter(group.values()))
         raise MissingInputError(f"{there.path}: the file of hemi-{missing} is not there; both hemispheres are needed")

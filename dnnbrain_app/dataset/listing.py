@@ -16,9 +16,16 @@ from pathlib import Path
 from dnnbrain_app.dataset.entities import applies_to, parse_entities
 from dnnbrain_app.errors import InputOutputError, MissingInputError, UsageError
 
+_VOLUMES = (
+    ".nii.gz",
+    ".nii",
+    ".mgz",
+    ".mgh",
+    *(f"{v}.BRIK{z}" for v in ("", "+orig", "+acpc", "+tlrc") for z in ("", ".gz")),
+)
 _ENDINGS = (
-    *("_bold.nii.gz", "_bold.nii", "_bold.dtseries.nii", "_bold.func.gii", "_preproc.nii.gz"),
-    *("_mask.nii.gz", "_mask.nii", "_brainmask.nii.gz"),
+    *(f"_{suffix}{extension}" for suffix in ("bold", "mask") for extension in _VOLUMES),
+    *("_bold.dtseries.nii", "_bold.func.gii", ".L.func.gii", ".R.func.gii", "_preproc.nii.gz", "_brainmask.nii.gz"),
     *("_events.tsv", "_timeseries.tsv", "_regressors.tsv", "_confounds.tsv"),
     *("_bold.json", "_bold.dtseries.json", "_bold.func.json"),
 )

@@ -37,14 +37,19 @@ class DatasetOptions:
         default=None,
         metadata={
             "doc": (
-                "NiPreps filter file (JSON): queries bold, events, mask, confounds; null means the entity must be "
+                "NiPreps filter file (JSON): queries bold, events, mask, confounds, betas; null means the entity must be "
                 'absent, "*" anything.'
             )
         },
     )
     derivatives: tuple[str, ...] = field(
         default=(),
-        metadata={"doc": "fMRIPrep derivatives, as PATH or NAME=PATH. Default: BIDS_DIR/derivatives/fmriprep*."},
+        metadata={
+            "doc": (
+                "fMRIPrep derivatives, as PATH or NAME=PATH. Default: BIDS_DIR/derivatives/fmriprep*. With "
+                "--response-model precomputed: where the betas are, which must be said."
+            )
+        },
     )
     bids_database_dir: Path | None = field(
         default=None,

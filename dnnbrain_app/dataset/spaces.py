@@ -11,13 +11,7 @@ from dnnbrain_app.records import ImageFormat
 
 _PRECEDENCE = ("fsLR", "fsaverage5", "fsaverage6", "fsaverage*", "fsnative", "MNI152NLin2009cAsym", "MNI*", "T1w", "*")
 _QUALIFIERS = ("cohort", "res", "den")
-_FORMATS: dict[str, tuple[ImageFormat, str]] = {
-    # extension: family, space of a file whose name has none
-    ".dtseries.nii": ("cifti", "fsLR"),
-    ".func.gii": ("gifti", "fsnative"),
-    ".nii.gz": ("nifti", "boldref"),
-    ".nii": ("nifti", "boldref"),
-}
+_UNNAMED: dict[ImageFormat, str] = {"cifti": "fsLR", "gifti": "fsnative", "nifti": "boldref"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +23,7 @@ class Variant:
     name : str
         Label, also where the file name has none (``boldref``, ``fsLR``).
     format : {'cifti', 'gifti', 'nifti'}
-        Family of files.
+        Family of files: grayordinates, surfaces, volumes. FreeSurfer's and AFNI's files belong to one of them as well.
     entities : tuple of (str, str)
         Of ``space``, ``cohort``, ``res``, ``den`` those in the file name, verbatim.
     """
@@ -45,10 +39,19 @@ class Variant:
 
 
 def identify_variant(entities: Mapping[str, str]) -> Variant:
-    """Tell the space of a preprocessed BOLD file from its entities."""
-    family, default = _FORMATS[entities["extension"]]
+    """Tell the space of a preprocessed BOLD file, or of a mask or map beside it, from its entities."""
+    family = _tell_family(entities)
     there = tuple((entity, entities[entity]) for entity in ("space", *_QUALIFIERS) if entity in entities)
-    return Variant(entities.get("space", default), family, there)
+    return Variant(entities.get("space", _UNNAMED[family]), family, there)
+
+
+def _tell_family(entities: Mapping[str, str]) -> ImageFormat:
+    extension = entities["extension"]
+    if extension in (".dtseries.nii", ".dscalar.nii"):
+        return "cifti"
+    # FreeSurfer writes the values of a hemisphere as a volume of n x 1 x 1
+    on_surface = extension.endswith(".gii") or (extension in (".mgh", ".mgz") and "hemi" in entities)
+    return "gifti" if on_surface else "nifti"
 
 
 def choose_variants(found: Iterable[Variant], asked: Sequence[str]) -> list[Variant]:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from dnnbrain_app.dataset.entities import parse_entities
+from dnnbrain_app.dataset.geometry import read_parts
 from dnnbrain_app.dataset.headers import load_image, opening
-from dnnbrain_app.dataset.images import read_parts, read_space
+from dnnbrain_app.dataset.images import read_space
 from dnnbrain_app.records import Array, Mesh, Unit
 
 logger = logging.getLogger(__name__)

@@ -72,6 +72,11 @@ def identify_weights(name: str, options: NetworkOptions) -> dict[str, Any]:
     return {"name": name, **_find_origin(name).identify(name, options)}
 
 
+def takes_clips(name: str) -> bool:
+    """Whether a network looks at clips, rather than at images; told by its name, without importing torch."""
+    return name.partition(":")[0] in getattr(_find_origin(name), "CLIPS", ())
+
+
 def fetch_weights(name: str, options: NetworkOptions, progress: Callable[[int, int], None] | None = None) -> Path:
     """Download the published weights of a network, unless they are on this machine, and say where they are.
 

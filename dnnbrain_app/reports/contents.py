@@ -19,10 +19,10 @@ class RunRow:
     ----------
     label : str
         ``task-objects_run-01``.
-    n_volumes, repetition_time, start_time
-        As in :class:`~dnnbrain_app.records.Run`; seconds.
     n_trials : int
         Trials modelled.
+    n_volumes, repetition_time, start_time : optional
+        As in :class:`~dnnbrain_app.records.Run`; seconds. None where responses had been estimated before.
     n_dropped : int
         Trials left out (no stimulus, outside the run ...).
     confounds : tuple of str
@@ -32,10 +32,10 @@ class RunRow:
     """
 
     label: str
-    n_volumes: int
-    repetition_time: float
-    start_time: float
     n_trials: int
+    n_volumes: int | None = None
+    repetition_time: float | None = None
+    start_time: float | None = None
     n_dropped: int = 0
     confounds: tuple[str, ...] = ()
     mean_displacement: float | None = None
@@ -108,6 +108,48 @@ class NetworkReport:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class ResponseReport:
+    """How good the responses are that everything else is about.
+
+    Parameters
+    ----------
+    model : str
+        As in the responses' options.
+    n_repeated : int
+        Stimuli with two or more trials.
+    maps : mapping of str to array of shape (n_voxels,)
+        Those there are: ``noiseceiling`` (share of variance), ``reliability``, ``ncsnr``, ``fraction`` (of ridge) and
+        ``hrf`` (number in the library, from 1).
+    min_reliability : float
+        Below it, voxels were left out; 0: none were.
+    library : mapping of str to float
+        Name of each HRF of the library and the time of its peak, s.
+    regions : mapping of str to bool array of shape (n_voxels,)
+        Voxels of each region of the atlas.
+    has_frequent : bool
+        Whether a run had a stimulus so often that it got a regressor of its own in the models of other trials.
+    """
+
+    model: str
+    n_repeated: int = 0
+    maps: Mapping[str, Array] = field(default_factory=dict)
+    min_reliability: float = 0.0
+    library: Mapping[str, float] = field(default_factory=dict)
+    regions: Mapping[str, Array] = field(default_factory=dict)
+    has_frequent: bool = False
+
+    @property
+    def has_ceiling(self) -> bool:
+        """Whether repeats tell a noise ceiling for any voxel."""
+        return "noiseceiling" in self.maps and bool(np.isfinite(self.maps["noiseceiling"]).any())
+
+    @property
+    def is_timeseries(self) -> bool:
+        """Whether volumes are predicted, and no responses were estimated."""
+        return self.model == "timeseries"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class UnitReport:
     """One task in one space.
 
@@ -135,6 +177,8 @@ class UnitReport:
         Columns of ``stimuli.tsv``, in the order of the RDMs' items. One of them orders the RDMs.
     warnings : tuple of str
         What the reader must know: few repeats, runs or trials dropped ...
+    responses : ResponseReport, optional
+        How good the responses are.
     """
 
     unit: Unit
@@ -149,8 +193,20 @@ class UnitReport:
     design: Design | None = None
     attributes: Mapping[str, Array] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    responses: ResponseReport | None = None
+
+    @property
+    def held_out(self) -> str:
+        """What encoding models predict."""
+        is_timeseries = self.responses is not None and self.responses.is_timeseries
+        return "held-out volumes" if is_timeseries else "responses to held-out stimuli"
 
     def __post_init__(self) -> None:
+        for stat, values in (self.responses.maps if self.responses is not None else {}).items():
+            if values.shape != (self.space.n_voxels,):
+                raise BadDataError(
+                    f"{self.unit.label}: map {stat} of shape {values.shape} in a space of {self.space.n_voxels}"
+                )
         for scores in (network.encoding for network in self.networks):
             if scores is not None and scores.r.shape[1] != self.space.n_voxels:
                 raise BadDataError(

@@ -1,23 +1,21 @@
-"""The two maps of a network: which layer is best where, and how well it does."""
+"""Maps of scores and of choices, painted on the brain: of a network, which layer is best where, and how well."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from PIL import Image
 
 from dnnbrain_app.records import Array, BrainSpace, EncodingScores
 from dnnbrain_app.reports.contents import UnitReport
 from dnnbrain_app.reports.slices import paint_slices
-from dnnbrain_app.reports.surfaces import VIEWS, View, choose_scale, rasterise_views
-from dnnbrain_app.reports.vector import label_layers
+from dnnbrain_app.reports.surfaces import View, choose_scale, rasterise_views
 
 _VIEW_WIDTH = 600  # pixels: twice what the page shows
 _SIDES = {"L": "Left", "R": "Right"}
@@ -67,18 +65,21 @@ class ScoreLegend:
 
 
 @dataclass(frozen=True, slots=True)
-class LayerLegend:
-    """Colour of each layer, and the share of the shown voxels that it is best in.
+class ChoiceLegend:
+    """Colour of each choice, and the share of the shown voxels that made it.
 
     Parameters
     ----------
-    layers, colours : tuple of str
-        In depth order.
+    label : str
+        What was chosen: ``explained best by each layer``.
+    choices, colours : tuple of str
+        In their order, such as the depth of layers.
     shares : tuple of float
         Percent; they sum to 100 where any voxel is shown.
     """
 
-    layers: tuple[str, ...]
+    label: str
+    choices: tuple[str, ...]
     colours: tuple[str, ...]
     shares: tuple[float, ...]
 
@@ -91,7 +92,7 @@ class BrainMap:
     ----------
     surfaces, slices : tuple of Panel
         Pictures of the cortex (left then right; lateral, medial, ventral), and of the voxels.
-    legend : ScoreLegend or LayerLegend
+    legend : ScoreLegend or ChoiceLegend
         What the colours mean.
     n_shown : int
         Voxels in colour.
@@ -99,7 +100,7 @@ class BrainMap:
 
     surfaces: tuple[Panel, ...]
     slices: tuple[Panel, ...]
-    legend: ScoreLegend | LayerLegend
+    legend: ScoreLegend | ChoiceLegend
     n_shown: int
 
     @property
@@ -107,58 +108,98 @@ class BrainMap:
         """All pictures."""
         return self.surfaces + self.slices
 
-    def compose(self, title: str) -> bytes:
-        """All pictures with the legend in one PNG, on white."""
-        return _compose(self, title)
+
+class Painter:
+    """Paints any number of maps of a unit; the geometry is worked out once, when the first is asked for."""
+
+    def __init__(self, unit: UnitReport) -> None:
+        self._unit = unit
+        self._volumes = [part for part in unit.space.parts if not part.is_surface]
+
+    def paint_score(self, values: Array, shown: Array, label: str, highest: float | None = None) -> BrainMap:
+        """Paint a score that begins at 0.
+
+        Parameters
+        ----------
+        values : array of shape (n_voxels,)
+            The score; only those shown need be finite.
+        shown : bool array of shape (n_voxels,)
+            The others stay grey.
+        label : str
+            Its name, for the colour bar.
+        highest : float, optional
+            End of the colour bar; without it, one that few of the values shown exceed.
+        """
+        highest = highest or choose_highest(values[shown])
+        inferno = matplotlib.colormaps["inferno"]
+        colours = inferno(0.12 + 0.86 * np.clip(np.nan_to_num(values) / highest, 0, 1))
+        colours[:, 3] = shown
+        stops = tuple(write_hex(inferno(0.12 + 0.86 * t)) for t in np.linspace(0, 1, 17))
+        saturated = bool(values[shown].max(initial=0.0) > highest)
+        return BrainMap(*self._paint(colours), ScoreLegend(label, stops, highest, saturated), int(shown.sum()))
+
+    def paint_choice(self, chosen: Array, shown: Array, label: str, choices: tuple[str, ...]) -> BrainMap:
+        """Paint which of some ordered choices each voxel made.
+
+        Parameters
+        ----------
+        chosen : array of int, shape (n_voxels,)
+            Number of the choice, from 0; of voxels that are not shown, any.
+        shown, label, choices
+            As in `paint_score`, and names in order.
+        """
+        palette = colour_layers(len(choices))
+        colours = np.column_stack([palette[np.clip(chosen, 0, len(choices) - 1)], shown])
+        n = int(shown.sum())
+        shares = 100 * np.bincount(chosen[shown], minlength=len(choices)) / max(n, 1)
+        legend = ChoiceLegend(label, choices, tuple(map(write_hex, palette)), tuple(map(float, shares)))
+        return BrainMap(*self._paint(colours), legend, n)
+
+    @cached_property
+    def _views(self) -> list[View]:
+        parts, meshes = self._unit.space.parts, self._unit.meshes
+        fitting = {
+            part.hemisphere: meshes[part.hemisphere]
+            for part in parts
+            if part.hemisphere is not None
+            and part.hemisphere in meshes
+            and len(meshes[part.hemisphere].coordinates) == part.n_vertices
+        }
+        if not fitting:
+            return []
+        scale = choose_scale(fitting, _VIEW_WIDTH)
+        sides = [side for side in ("L", "R") if side in fitting]
+        return [view for side in sides for view in rasterise_views(fitting[side], side, scale=scale)]
+
+    def _paint(self, colours: Array) -> tuple[tuple[Panel, ...], tuple[Panel, ...]]:
+        """Paint surfaces and slices; no slices where there are surfaces and no voxel is coloured."""
+        unit = self._unit
+        surfaces = tuple(_paint_view(view, unit.space, colours) for view in self._views)
+        only_voxels = len(self._volumes) == len(unit.space.parts)
+        if not (only_voxels or any(colours[part.start : part.stop, 3].any() for part in self._volumes)):
+            return surfaces, ()
+        return surfaces, tuple(Panel(*drawn) for drawn in paint_slices(unit.space, colours, unit.background))
 
 
-def draw_maps(unit: UnitReport) -> dict[str, tuple[BrainMap, BrainMap]]:
-    """Draw the best-layer map and the score map of every network with encoding scores.
+def draw_scores(scores: EncodingScores, painter: Painter, held_out: str) -> tuple[BrainMap, BrainMap]:
+    """Draw the best layer of each voxel, and the score of that layer.
 
     Parameters
     ----------
-    unit : UnitReport
-        With meshes for its cortex, or voxels, or both.
-
-    Returns
-    -------
-    dict of str to (BrainMap, BrainMap)
-        By network: the best layer, and the score of the best layer. Voxels whose ``best_layer`` is 0, or whose
-        scores are NaN, are left in grey.
+    scores : EncodingScores
+        Of one network. Voxels whose ``best_layer`` is 0, or whose scores are NaN, are left in grey.
+    painter : Painter
+        Of the unit.
+    held_out : str
+        What the score is of: ``held-out stimuli``.
     """
-    scored = {network.network: network.encoding for network in unit.networks if network.encoding is not None}
-    if not scored:
-        return {}
-    paint = _prepare_painter(unit)
-    return {name: _draw_pair(scores, paint) for name, scores in scored.items()}
-
-
-Painter = Callable[[Array], tuple[tuple[Panel, ...], tuple[Panel, ...]]]
-
-
-def _draw_pair(scores: EncodingScores, paint: Painter) -> tuple[BrainMap, BrainMap]:
     best = np.nan_to_num(scores.best_layer).astype(int)
     r = np.take_along_axis(scores.r, np.maximum(best - 1, 0)[None], axis=0)[0]
     shown = (best > 0) & np.isfinite(r)
-    palette = colour_layers(len(scores.layers))
-    layer_colours = np.column_stack([palette[np.maximum(best - 1, 0)], shown])
-    highest = choose_highest(r[shown])
-    inferno = matplotlib.colormaps["inferno"]
-    score_colours = inferno(0.12 + 0.86 * np.clip(np.nan_to_num(r) / highest, 0, 1))
-    score_colours[:, 3] = shown
-    counts = np.bincount(best[shown] - 1, minlength=len(scores.layers))
-    n = int(shown.sum())
-    layers = LayerLegend(
-        scores.layers, tuple(map(write_hex, palette)), tuple(float(c) for c in 100 * counts / max(n, 1))
+    return (
+        painter.paint_choice(best - 1, shown, "explained best by each layer", scores.layers),
+        painter.paint_score(r, shown, f"Encoding score of the best layer (Pearson r, {held_out})"),
     )
-    stops = tuple(write_hex(inferno(0.12 + 0.86 * t)) for t in np.linspace(0, 1, 17))
-    bar = ScoreLegend(
-        "Encoding score of the best layer (Pearson r, held-out stimuli)",
-        stops,
-        highest,
-        bool(n and r[shown].max() > highest),
-    )
-    return BrainMap(*paint(layer_colours), layers, n), BrainMap(*paint(score_colours), bar, n)
 
 
 def colour_layers(n_layers: int) -> Array:
@@ -172,29 +213,6 @@ def choose_highest(values: Array) -> float:
     if not len(values):
         return 0.05
     return max(0.05, round(float(np.ceil(np.percentile(values, 99.5) / 0.05 - 1e-9)) * 0.05, 2))
-
-
-def _prepare_painter(unit: UnitReport) -> Painter:
-    """Work out the geometry once; the painter that comes back draws any map on it."""
-    meshes = {
-        part.hemisphere: unit.meshes[part.hemisphere]
-        for part in unit.space.parts
-        if part.hemisphere is not None
-        and part.hemisphere in unit.meshes
-        and len(unit.meshes[part.hemisphere].coordinates) == part.n_vertices
-    }
-    scale = choose_scale(meshes, _VIEW_WIDTH) if meshes else 1.0
-    views = [view for side in ("L", "R") if side in meshes for view in rasterise_views(meshes[side], side, scale=scale)]
-    volumes = [part for part in unit.space.parts if not part.is_surface]
-    only_voxels = len(volumes) == len(unit.space.parts)
-
-    def paint(colours: Array) -> tuple[tuple[Panel, ...], tuple[Panel, ...]]:
-        surfaces = tuple(_paint_view(view, unit.space, colours) for view in views)
-        if not (only_voxels or any(colours[part.start : part.stop, 3].any() for part in volumes)):
-            return surfaces, ()
-        return surfaces, tuple(Panel(*drawn) for drawn in paint_slices(unit.space, colours, unit.background))
-
-    return paint
 
 
 def _paint_view(view: View, space: BrainSpace, colours: Array) -> Panel:
@@ -214,54 +232,3 @@ def encode_png(picture: Array) -> bytes:
 def write_hex(colour: Sequence[float]) -> str:
     """Colour as HTML spells it."""
     return "#" + "".join(f"{round(255 * float(c)):02x}" for c in colour[:3])
-
-
-def _compose(brain: BrainMap, title: str) -> bytes:
-    columns = len(VIEWS) if brain.surfaces else 4
-    rows = [brain.surfaces[i : i + columns] for i in range(0, len(brain.surfaces), columns)]
-    rows += [brain.slices[i : i + columns] for i in range(0, len(brain.slices), columns)]
-    width = 9.6
-    heights = [max(p.picture.shape[0] / p.picture.shape[1] for p in row) * width / columns + 0.28 for row in rows]
-    total = sum(heights) + 1.9
-    with matplotlib.rc_context({"text.parse_math": False, "font.size": 9, "font.sans-serif": ["DejaVu Sans"]}):
-        figure = Figure(figsize=(width, total), facecolor="white")
-        figure.text(0.02, 1 - 0.2 / total, title, fontsize=12, weight="bold", va="center")
-        top = total - 0.45
-        for row, height in zip(rows, heights, strict=True):
-            for i, panel in enumerate(row):
-                axes = figure.add_axes(
-                    (i / columns + 0.01, (top - height) / total, 1 / columns - 0.02, (height - 0.25) / total)
-                )
-                axes.imshow(panel.picture, interpolation="antialiased")
-                axes.set_axis_off()
-                axes.set_title(panel.label, fontsize=9, color="#5d6670", pad=3)
-            top -= height
-        axes = figure.add_axes((0.25, 0.85 / total, 0.5, 0.16 / total))
-        if isinstance(brain.legend, ScoreLegend):
-            _draw_score_bar(axes, brain.legend)
-        else:
-            axes.set_position((0.2, 0.95 / total, 0.6, 0.4 / total))
-            _draw_layer_bars(axes, brain.legend)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def _draw_score_bar(axes: Axes, legend: ScoreLegend) -> None:
-    colours = np.array([[int(stop[i : i + 2], 16) for i in (1, 3, 5)] for stop in legend.stops], dtype=float)
-    axes.imshow(
-        colours[None].astype(np.uint8), aspect="auto", extent=(0, legend.highest, 0, 1), interpolation="bilinear"
-    )
-    axes.set_yticks([])
-    axes.set_xticks(np.linspace(0, legend.highest, 3))
-    axes.set_xticklabels(["0", f"{legend.highest / 2:.3g}", f"{'≥ ' if legend.saturated else ''}{legend.highest:.2f}"])
-    axes.set_xlabel(legend.label)
-
-
-def _draw_layer_bars(axes: Axes, legend: LayerLegend) -> None:
-    axes.bar(range(len(legend.layers)), legend.shares, width=1, color=legend.colours)
-    axes.margins(x=0)
-    axes.set_ylabel("% of\nvoxels")
-    label_layers(axes, legend.layers)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from dnnbrain_app.records import Array, Rdm
+from dnnbrain_app.reports.composing import compose_map
 from dnnbrain_app.reports.contents import NetworkReport, UnitReport, find_best
 from dnnbrain_app.reports.findings import Finding, find_peaks, tell_findings, warn_reader
-from dnnbrain_app.reports.maps import BrainMap, draw_maps
+from dnnbrain_app.reports.maps import BrainMap, Painter, draw_scores
 from dnnbrain_app.reports.matrices import choose_grouping, draw_design, draw_rdm
 from dnnbrain_app.reports.profiles import draw_profile
+from dnnbrain_app.reports.reliability import ResponsePage, draw_responses, find_ceilings
 from dnnbrain_app.reports.vector import Drawing
 
 COMPARISONS = {"pearson": "Pearson r", "spearman": "Spearman ρ", "rho-a": "ρₐ"}
@@ -42,16 +44,24 @@ class UnitPage:
     grouping: str
     design: Drawing | None
     warnings: tuple[str, ...]
+    responses: ResponsePage | None
+    ceilings: Mapping[str, float]
 
-    def caption_map(self, brain: BrainMap, colour: str) -> str:
+    def caption_scores(self, brain: BrainMap, colour: str) -> str:
+        """Say what a map of encoding scores shows."""
+        if not brain.n_shown:
+            return self.caption_map(brain, colour, "No voxel is predicted significantly by any layer: all is grey.")
+        left_out = self.responses is not None and self.responses.report.min_reliability
+        reasons = [
+            "no layer predicts the voxel (not significant)",
+            *(["it is not reliable enough"] if left_out else []),
+        ]
+        return self.caption_map(brain, colour, f"Grey: {', '.join(reasons)}, or no data.")
+
+    def caption_map(self, brain: BrainMap, colour: str, grey: str) -> str:
         """Say what the colours are, what is grey, and on what it is drawn."""
         space = self.report.space
         share = 100 * brain.n_shown / max(space.n_voxels, 1)
-        grey = (
-            "Grey: no layer predicts the voxel (not significant), or no data."
-            if brain.n_shown
-            else ("No voxel is predicted significantly by any layer: all is grey.")
-        )
         drawn = []
         if brain.surfaces:
             names = ", ".join(dict.fromkeys(mesh.name for mesh in self.report.meshes.values()))
@@ -74,7 +84,7 @@ class UnitPage:
 def draw_unit(unit: UnitReport, anchor: str, figures: dict[str, bytes]) -> UnitPage:
     """Draw all figures of a unit; each is also put among the `figures`, by file name."""
     stem = re.sub(r"[^A-Za-z0-9_+-]", "", unit.unit.label)
-    keep = _Keeper(stem, figures)
+    keep = _Keeper(stem, unit.unit.label, figures)
     comparison = _choose_comparison(unit)
     profiles = [
         (
@@ -88,18 +98,25 @@ def draw_unit(unit: UnitReport, anchor: str, figures: dict[str, bytes]) -> UnitP
         for network in unit.networks
         for kind, drawing in _draw_profiles(stem, network)
     ]
-    maps = draw_maps(unit)
+    painter = Painter(unit)
+    responses = draw_responses(stem, unit, painter)
+    if responses is not None:
+        _keep_responses(responses, keep)
+    maps = {
+        network.network: draw_scores(network.encoding, painter, unit.held_out)
+        for network in unit.networks
+        if network.encoding is not None
+    }
     for network, (best, score) in maps.items():
-        if best.panels:
-            keep.picture(
-                f"model-{_clean(network)}_stat-bestlayer", best.compose(f"{unit.unit.label}: best layer of {network}")
-            )
-            keep.picture(f"model-{_clean(network)}_stat-r", score.compose(f"{unit.unit.label}: score of {network}"))
+        keep.picture(f"model-{_clean(network)}_stat-bestlayer", best, f"best layer of {network}")
+        keep.picture(f"model-{_clean(network)}_stat-r", score, f"score of {network}")
     regions = _choose_regions(unit, comparison)
     grouping = choose_grouping(unit.attributes, unit.n_stimuli)
     groups = grouping[1] if grouping else None
     rdms = tuple((region.name, _draw_rdms(unit, region, comparison, groups, keep)) for region in regions)
     design = keep("desc-design", draw_design(f"{stem}-design", unit.design)) if unit.design is not None else None
+    quartiles = find_ceilings(unit.responses) if unit.responses is not None else {}
+    ceilings = {region: float(np.sqrt(values[1])) for region, values in quartiles.items()}
     findings = tuple(finding for network in unit.networks for finding in find_peaks(network, comparison))
     return UnitPage(
         report=unit,
@@ -114,21 +131,38 @@ def draw_unit(unit: UnitReport, anchor: str, figures: dict[str, bytes]) -> UnitP
         grouping=grouping[0] if grouping else "",
         design=design,
         warnings=(*unit.warnings, *warn_reader(unit)),
+        responses=responses,
+        ceilings=ceilings,
     )
+
+
+def _keep_responses(responses: ResponsePage, keep: _Keeper) -> None:
+    """Put the figures of the responses among the files, named as their maps are."""
+    model = _clean(responses.report.model)
+    for stat, brain, title in (
+        ("noiseceiling", responses.ceiling, "noise ceiling"),
+        ("hrf", responses.hrf, "time to peak of the response"),
+    ):
+        if brain is not None:
+            keep.picture(f"stat-{stat}_desc-{model}", brain, title)
+    for name, drawing in (("reliability", responses.histogram), ("noiseceilingbyregion", responses.regions)):
+        if drawing is not None:
+            keep(f"desc-{model}{name}", drawing)
 
 
 class _Keeper:
     """Puts each figure also among the files."""
 
-    def __init__(self, stem: str, figures: dict[str, bytes]) -> None:
-        self.stem, self.figures = stem, figures
+    def __init__(self, stem: str, label: str, figures: dict[str, bytes]) -> None:
+        self.stem, self.label, self.figures = stem, label, figures
 
     def __call__(self, name: str, drawing: Drawing) -> Drawing:
         self.figures[f"{self.name(name)}.svg"] = drawing.file
         return drawing
 
-    def picture(self, name: str, png: bytes) -> None:
-        self.figures[f"{self.name(name)}.png"] = png
+    def picture(self, name: str, brain: BrainMap, title: str) -> None:
+        if brain.panels:
+            self.figures[f"{self.name(name)}.png"] = compose_map(brain, f"{self.label}: {title}")
 
     def name(self, name: str) -> str:
         """File name without extension; numbered where there is one already (regions that differ in signs only)."""

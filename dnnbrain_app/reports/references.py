@@ -87,6 +87,83 @@ REFERENCES: dict[str, Reference] = {
         "event-related designs for multivoxel pattern classification analyses. NeuroImage 59, 2636–2643.",
         "10.1016/j.neuroimage.2011.08.076",
     ),
+    "turner": _doi(
+        "Turner et al., 2012",
+        "Turner B. O., Mumford J. A., Poldrack R. A. & Ashby F. G. (2012). Spatiotemporal activity estimation for "
+        "multivoxel pattern analysis with rapid event-related designs. NeuroImage 62, 1429–1438.",
+        "10.1016/j.neuroimage.2012.05.057",
+    ),
+    "variability": _doi(
+        "Abdulrahman & Henson, 2016",
+        "Abdulrahman H. & Henson R. N. (2016). Effect of trial-to-trial variability on optimal event-related fMRI "
+        "design: implications for beta-series correlation and multi-voxel pattern analysis. NeuroImage 125, 756–766.",
+        "10.1016/j.neuroimage.2015.11.009",
+    ),
+    "glmsingle": _doi(
+        "Prince et al., 2022",
+        "Prince J. S., Charest I., Kurzawski J. W., Pyles J. A., Tarr M. J. & Kay K. N. (2022). Improving the accuracy "
+        "of single-trial fMRI response estimates using GLMsingle. eLife 11, e77599.",
+        "10.7554/eLife.77599",
+    ),
+    "glmdenoise": _doi(
+        "Kay et al., 2013",
+        "Kay K. N., Rokem A., Winawer J., Dougherty R. F. & Wandell B. A. (2013). GLMdenoise: a fast, automated "
+        "technique for denoising task-based fMRI data. Frontiers in Neuroscience 7, 247.",
+        "10.3389/fnins.2013.00247",
+    ),
+    "fracridge": _doi(
+        "Rokem & Kay, 2020",
+        "Rokem A. & Kay K. (2020). Fractional ridge regression: a fast, interpretable reparameterization of ridge "
+        "regression. GigaScience 9, giaa133.",
+        "10.1093/gigascience/giaa133",
+    ),
+    "handwerker": _doi(
+        "Handwerker et al., 2004",
+        "Handwerker D. A., Ollinger J. M. & D'Esposito M. (2004). Variation of BOLD hemodynamic responses across "
+        "subjects and brain regions and their effects on statistical analyses. NeuroImage 21, 1639–1651.",
+        "10.1016/j.neuroimage.2003.11.029",
+    ),
+    "derivatives": _doi(
+        "Friston et al., 1998",
+        "Friston K. J., Fletcher P., Josephs O., Holmes A., Rugg M. D. & Turner R. (1998). Event-related fMRI: "
+        "characterizing differential responses. NeuroImage 7, 30–40.",
+        "10.1006/nimg.1997.0306",
+    ),
+    "movies": _doi(
+        "Nishimoto et al., 2011",
+        "Nishimoto S., Vu A. T., Naselaris T., Benjamini Y., Yu B. & Gallant J. L. (2011). Reconstructing visual "
+        "experiences from brain activity evoked by natural movies. Current Biology 21, 1641–1646.",
+        "10.1016/j.cub.2011.08.031",
+    ),
+    "scrubbing": _doi(
+        "Power et al., 2012",
+        "Power J. D., Barnes K. A., Snyder A. Z., Schlaggar B. L. & Petersen S. E. (2012). Spurious but systematic "
+        "correlations in functional connectivity MRI networks arise from subject motion. NeuroImage 59, 2142–2154.",
+        "10.1016/j.neuroimage.2011.10.018",
+    ),
+    "nsd": _doi(
+        "Allen et al., 2022",
+        "Allen E. J. et al. (2022). A massive 7T fMRI dataset to bridge cognitive neuroscience and artificial "
+        "intelligence. Nature Neuroscience 25, 116–126.",
+        "10.1038/s41593-021-00962-x",
+    ),
+    "ceiling": _doi(
+        "Lage-Castellanos et al., 2019",
+        "Lage-Castellanos A., Valente G., Formisano E. & De Martino F. (2019). Methods for computing the maximum "
+        "performance of computational models of fMRI responses. PLoS Computational Biology 15, e1006397.",
+        "10.1371/journal.pcbi.1006397",
+    ),
+    "spearman": _doi(
+        "Spearman, 1910",
+        "Spearman C. (1910). Correlation calculated from faulty data. British Journal of Psychology 3, 271–295.",
+        "10.1111/j.2044-8295.1910.tb00206.x",
+    ),
+    "brown": _doi(
+        "Brown, 1910",
+        "Brown W. (1910). Some experimental results in the correlation of mental abilities. British Journal of "
+        "Psychology 3, 296–322.",
+        "10.1111/j.2044-8295.1910.tb00207.x",
+    ),
     "projection": _doi(
         "Li et al., 2006",
         "Li P., Hastie T. J. & Church K. W. (2006). Very sparse random projections. Proceedings of the 12th ACM SIGKDD "

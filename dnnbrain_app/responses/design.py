@@ -15,8 +15,9 @@ HISTORY = 24.0  # seconds before the first volume that are modelled: both as in 
 def build_design(onset: Array, duration: Array, frame_times: Array, hrf: str) -> Array:
     r"""Convolve each event with a haemodynamic response function.
 
-    Columns equal those of ``nilearn.glm.first_level.compute_regressor``: the HRF has an integral of 1, and an event
-    without duration lasts one sample (TR / 50). Columns of overlapping events add.
+    Columns equal those of ``nilearn.glm.first_level.compute_regressor`` (but where volumes are unevenly spaced, as its
+    responses are too long there): the HRF has an integral of 1, and an event without duration lasts one sample
+    (TR / 50). Columns of overlapping events add.
 
     Parameters
     ----------
@@ -112,7 +113,8 @@ def convolve_events(onset: Array, duration: Array, frame_times: Array, kernel: K
     down[(down == up) & (down < len(grid) - 1)] += 1
     down[onset + duration < grid[0]] = 0  # over before the grid begins, where its onset was clipped to
 
-    step_response = np.concatenate([[0.0], np.cumsum(kernel(float(np.diff(frame_times).min()), OVERSAMPLING))])
+    mean_tr = float(last - first) / (n_frames - 1)  # of which a 50th is the grid's step; nilearn takes the least TR
+    step_response = np.concatenate([[0.0], np.cumsum(kernel(mean_tr, OVERSAMPLING))])
     lags = np.arange(-1, len(step_response) - 1)
     position = ((frame_times - grid[0]) / (grid[1] - grid[0]) + lead)[:, np.newaxis]
     design: Array = np.interp(position - up, lags, step_response) - np.interp(position - down, lags, step_response)

@@ -35,7 +35,9 @@ def estimate_betas(runs: Iterable[RunData], trials: Trials, options: ResponseOpt
     .. math:: \hat\beta_i = \frac{r_i^\top y}{r_i^\top r_i}, \quad
               r_i = \tilde x_i - \frac{\tilde x_i^\top o_i}{o_i^\top o_i} o_i, \quad o_i = \sum_{j \ne i} \tilde x_j
 
-    so that a run's betas are one product :math:`W Y`.
+    so that a run's betas are one product :math:`W Y`. Stimuli that a run shows eight times or more have a regressor of
+    their own each for their other trials (`group_trials`): then :math:`o_i` is of the trials of :math:`i`'s stimulus,
+    and the sums over other stimuli are projected out with the nuisance.
 
     ``lsa`` (least squares, all): one model a run, with a regressor for each trial,
     :math:`\hat\beta = (\tilde X^\top \tilde X)^{-1} \tilde X^\top y`. ``glmsingle``: see `estimate_glmsingle`.
@@ -52,9 +54,9 @@ def estimate_betas(runs: Iterable[RunData], trials: Trials, options: ResponseOpt
     .. math:: \hat\rho = \frac{\sum_{t \ge 2} e_t e_{t-1} / (T - 1)}{\sum_t e_t^2 / T}
 
     of ordinary residuals :math:`e`, cut to 1/100 as in nilearn; below 0, no filter. ``lss`` and ``lsa``: one
-    coefficient a voxel and run, from the model with all trials in one regressor, as each model of ``lss`` nearly is:
-    with a regressor a trial the residuals have lost the slow noise (92 trials in 190 volumes, true 0.35: -0.44,
-    against 0.26).
+    coefficient a voxel and run, from the model with all trials in one regressor (one a group, see above), as each model
+    of ``lss`` nearly is: with a regressor a trial the residuals have lost the slow noise (92 trials in 190 volumes,
+    true 0.35: -0.44, against 0.26).
     ``condition``: one coefficient a voxel, from the residuals of its model over all runs (sums over runs; for a single
     run, that of nilearn's ``run_glm``). The fewer repeats a stimulus has, the more this is too low: towards OLS.
 

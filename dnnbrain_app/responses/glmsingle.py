@@ -17,7 +17,7 @@ from dnnbrain_app.responses.options import ResponseOptions
 from dnnbrain_app.responses.repeats import Repeats
 from dnnbrain_app.responses.ridge import decompose, find_penalties, shrink
 from dnnbrain_app.responses.runs import RunData, project_out
-from dnnbrain_app.responses.single_trials import weigh_separately
+from dnnbrain_app.responses.weights import group_trials, weigh_separately
 
 logger = logging.getLogger(__name__)
 
@@ -157,8 +157,9 @@ def _fit_separately(runs: Iterable[RunData], trials: Trials, options: ResponseOp
     """Estimate LSS betas with each voxel's own HRF."""
     betas = np.empty((len(trials), len(choice.hrf)), dtype=np.float32)
     for rows, run in read_filtered(runs, trials, options, choice.rho):
+        groups = group_trials(trials.stimulus[rows])
         for number in np.unique(choice.hrf):
-            weights = weigh_separately(run.designs[number], run.Q)[0]
+            weights = weigh_separately(run.designs[number], run.Q, groups)[0]
             for block, Y in run.read(np.flatnonzero(choice.hrf == number)):
                 betas[np.ix_(rows, block)] = weights @ Y
         del run

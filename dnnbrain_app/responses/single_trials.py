@@ -13,60 +13,15 @@ from dnnbrain_app.responses.design import build_derivatives, build_design
 from dnnbrain_app.responses.estimability import ESTIMABLE, enumerate_names, measure_energy, require_separable
 from dnnbrain_app.responses.noise import bin_voxels, estimate_autocorrelation, whiten, whiten_weights
 from dnnbrain_app.responses.options import ResponseOptions
+from dnnbrain_app.responses.ridge import decompose
 from dnnbrain_app.responses.runs import RunData, Series, project_out, read_runs
+from dnnbrain_app.responses.weights import group_trials, sum_groups, weigh_jointly, weigh_separately
 
 logger = logging.getLogger(__name__)
 
 INFLATED = 5.0  # standard error of a beta, of that without other trials, from which overlap is worth a warning
 
 ADVICE = "use responses.model = lss, which tells such trials apart at the price of some bias"
-
-
-def weigh_separately(design: Array, nuisance: Array) -> tuple[Array, Array]:
-    r"""Weights whose product with the time series is the LSS betas, :math:`w_i = r_i / r_i^\top r_i`.
-
-    Parameters
-    ----------
-    design : array of shape (n_frames, n_trials)
-        One column a trial.
-    nuisance : array of shape (n_frames, n_regressors)
-        Of full column rank.
-
-    Returns
-    -------
-    weights : array of shape (n_trials, n_frames)
-        float64; not to be used where `energy` is nil.
-    energy : array of shape (n_trials,)
-        :math:`r_i^\top r_i`, what each regressor has that neither the nuisance nor the other trials have.
-    """
-    X = project_out(np.linalg.qr(nuisance)[0], design)
-    others = X.sum(axis=1, keepdims=True) - X
-    shared = np.einsum("ti,ti->i", X, others)
-    others_energy = np.einsum("ti,ti->i", others, others)
-    # a single trial, or others that the nuisance explains: there is nothing to share
-    slope = np.divide(shared, others_energy, out=np.zeros_like(shared), where=others_energy > np.finfo(float).tiny)
-    X -= slope * others
-    energy = np.einsum("ti,ti->i", X, X)
-    weights = np.divide(X, energy, out=np.zeros_like(X), where=energy > 0)
-    return weights.T, energy
-
-
-def weigh_jointly(design: Array, nuisance: Array) -> Array:
-    r"""Weights whose product with the time series is the LSA betas, :math:`W = (X^\top X)^{-1} X^\top`.
-
-    Parameters
-    ----------
-    design, nuisance
-        As in `weigh_separately`; of full column rank together.
-
-    Returns
-    -------
-    array of shape (n_trials, n_frames)
-        float64.
-    """
-    X = project_out(np.linalg.qr(nuisance)[0], design)
-    weights: Array = np.linalg.solve(X.T @ X, X.T)
-    return weights
 
 
 def estimate_single_trials(runs: Iterable[RunData], trials: Trials, options: ResponseOptions) -> tuple[Array, Array]:
@@ -174,13 +129,14 @@ def require_resolvable(X: Array, trials: Trials, label: str) -> Array:
 def _fit_separately(run: RunData, trials: Trials, options: ResponseOptions, label: str) -> tuple[Array, Array]:
     """Fit LSS models; return the betas of the trials that have one, and which have."""
     design = build_design(trials.onset, trials.duration, run.frame_times, options.hrf)
-    energy = weigh_separately(design, run.nuisance)[1]
+    groups = group_trials(trials.stimulus)
+    energy = weigh_separately(design, run.nuisance, groups)[1]
     estimable = find_estimable(energy, trials, run.frame_times, options.hrf, label)
 
     def weigh(rho: float) -> Array:
-        return weigh_separately(whiten(design, rho), whiten(run.nuisance, rho))[0]
+        return weigh_separately(whiten(design, rho), whiten(run.nuisance, rho), groups)[0]
 
-    return _apply_weights(weigh, run, design, options, label)[estimable], estimable
+    return _apply_weights(weigh, len(trials), run, sum_groups(design, groups), options, label)[estimable], estimable
 
 
 def _fit_jointly(run: RunData, trials: Trials, options: ResponseOptions, label: str) -> tuple[Array, Array]:
@@ -211,18 +167,19 @@ def _fit_jointly(run: RunData, trials: Trials, options: ResponseOptions, label: 
     def weigh(rho: float) -> Array:
         return weigh_jointly(whiten(design, rho), whiten(nuisance, rho))
 
-    return _apply_weights(weigh, run, design, options, label), estimable
+    sums = sum_groups(design, group_trials(trials.stimulus))
+    return _apply_weights(weigh, len(trials), run, sums, options, label), estimable
 
 
 def _apply_weights(
-    weigh: Callable[[float], Array], run: RunData, design: Array, options: ResponseOptions, label: str
+    weigh: Callable[[float], Array], n_trials: int, run: RunData, sums: Array, options: ResponseOptions, label: str
 ) -> Array:
     """Multiply the time series by weights, one matrix a bin of voxels; `weigh` makes it for an autocorrelation."""
     series = Series(run.bold, options.scaling, label)
     rho = np.zeros(run.bold.shape[1])
     if options.noise_model == "ar1":
-        rho = estimate_rho(series, np.linalg.qr(run.nuisance)[0], design)
-    betas = np.empty((design.shape[1], len(rho)), dtype=np.float32)
+        rho = estimate_rho(series, np.linalg.qr(run.nuisance)[0], sums)
+    betas = np.empty((n_trials, len(rho)), dtype=np.float32)
     for value, blocks in bin_voxels(rho):
         weights = whiten_weights(weigh(value), value)
         for voxels in blocks:
@@ -230,8 +187,8 @@ def _apply_weights(
     return betas
 
 
-def estimate_rho(series: Series, Q: Array, design: Array) -> Array:
-    """Estimate each voxel's autocorrelation from the residuals of a model with all trials in one regressor.
+def estimate_rho(series: Series, Q: Array, sums: Array) -> Array:
+    """Estimate each voxel's autocorrelation from the residuals of a model with a regressor for each group of trials.
 
     Parameters
     ----------
@@ -239,14 +196,13 @@ def estimate_rho(series: Series, Q: Array, design: Array) -> Array:
         Of the run.
     Q : array of shape (n_frames, n_regressors)
         Orthonormal basis of the nuisance.
-    design : array of shape (n_frames, n_trials)
-        One column a trial.
+    sums : array of shape (n_frames, n_groups)
+        From `sum_groups`.
 
     Returns
     -------
     array of shape (n_voxels,)
     """
-    x = project_out(Q, design.sum(axis=1, keepdims=True))
-    # the nuisance may explain all of x, or a run have no trials
-    basis = np.hstack([Q, x / max(np.linalg.norm(x), np.finfo(float).tiny)])
+    # the nuisance may explain all of a group, or a run have no trials
+    basis = np.hstack([Q, decompose(project_out(Q, sums))[0]])
     return np.concatenate([estimate_autocorrelation(project_out(basis, Y)) for _, Y in series])

@@ -16,6 +16,8 @@ from dnnbrain_app.responses.hrfs import get_kernels, make_box
 from dnnbrain_app.responses.options import ResponseOptions, check_options
 from dnnbrain_app.responses.runs import RunData, Series, project_out, read_runs
 
+FOLLOWS = 1e-6  # share of the regressors' norm that a direction of theirs must have on its own
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TimeSeries:
@@ -28,7 +30,7 @@ class TimeSeries:
     designs : tuple of sparse arrays of shape (n_volumes, n_stimuli)
         How much of each stimulus is in each volume: one for an HRF, one a delay for a finite impulse response.
     Q : sparse array of shape (n_volumes, n_regressors)
-        Orthonormal basis of the nuisance of all runs.
+        Orthonormal basis of the nuisance of all runs, and of the response to any stimulus.
     run : array of int, shape (n_volumes,)
         Of each volume.
     """
@@ -50,6 +52,10 @@ def build_timeseries(
     0, 1, ... volumes within ``options.fir_length``, the share of a TR that a stimulus was shown, and :math:`X_t` has
     the features of all delays side by side. A frame of a film is a stimulus, with the onset and duration of the frame:
     volumes see the average of the frames of a TR.
+
+    That something was shown at all, :math:`D_d 1`, is part of each run's nuisance. So features that are the same for
+    all stimuli predict nothing, the mean of a feature over stimuli does not matter
+    (:math:`M D (X - 1 m^\top) = M D X`), and scores tell what features add.
 
     Parameters
     ----------
@@ -83,8 +89,9 @@ def build_timeseries(
         shown = np.flatnonzero((trials.run == index) & (column >= 0))
         shows = csr_array((np.ones(len(shown)), (np.arange(len(shown)), column[shown])), (len(shown), len(stimuli)))
         events = trials.onset[shown], trials.duration[shown], run.frame_times
-        designs.append([csr_array(csr_array(x) @ shows) for x in _convolve(*events, options)])
-        Q = np.linalg.qr(run.nuisance)[0]
+        events_in_time = list(_convolve(*events, options))
+        designs.append([csr_array(csr_array(x) @ shows) for x in events_in_time])
+        Q = _extend_basis(run.nuisance, np.column_stack([x.sum(axis=1) for x in events_in_time]))
         Y = np.empty(run.bold.shape, dtype=np.float32)
         for block, y in Series(run.bold, options.scaling, label):
             Y[:, block] = project_out(Q, y)
@@ -139,6 +146,13 @@ def convolve_gram(K: Array, series: TimeSeries) -> Array:
     """
     total = sum(design @ (design @ K).T for design in series.designs)
     return project_out(series.Q, project_out(series.Q, total).T)
+
+
+def _extend_basis(nuisance: Array, more: Array) -> Array:
+    """Make an orthonormal basis of the nuisance (n_frames, n) and of more regressors, which may follow from it."""
+    Q = np.linalg.qr(nuisance)[0]
+    U, s, _ = np.linalg.svd(project_out(Q, more), full_matrices=False)
+    return np.hstack([Q, U[:, s > FOLLOWS * np.linalg.norm(more)]])
 
 
 def _convolve(onset: Array, duration: Array, frame_times: Array, options: ResponseOptions) -> Iterator[Array]:

@@ -1,12 +1,16 @@
-"""Reading a clip, whether video, animation or still image, as a few frames evenly spaced in time."""
+"""Reading a clip, whether video, animation or still image, as some of its frames."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from PIL import Image
 
@@ -18,17 +22,40 @@ from dnnbrain_app.stimuli.videos import (
     convert_picture,
     decode_video,
     is_video,
+    measure_tick,
     measure_video,
     opening_video,
 )
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
 _ANIMATED = {".gif", ".webp", ".png", ".apng", ".avif"}
 _FORMATS = {"GIF", "WEBP", "PNG", "AVIF"}  # the frames of others are pages, or sizes of an icon
 _DEFAULT_DELAY = 100  # milliseconds, where an animation says 0: what browsers do
 _LISTED = 5
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Clip:
+    """A clip that is open.
+
+    Parameters
+    ----------
+    start, duration : int
+        When the first frame comes up, and how long all of them last, in ticks.
+    tick : Fraction
+        Seconds.
+    frames : iterable of (int, object)
+        The time of each, in ticks, and what `convert` makes an image of while no other has been taken.
+    convert : callable
+        Gives upright RGB.
+    """
+
+    start: int
+    duration: int
+    tick: Fraction
+    frames: Iterable[tuple[int, Any]]
+    convert: Callable[[Any], Image.Image]
 
 
 def is_clip(path: Path) -> bool:
@@ -41,37 +68,19 @@ def is_clip(path: Path) -> bool:
         return _is_animated(image)
 
 
-def check_kind(stimuli: StimulusSet, n_frames: int, network: str) -> None:
-    """Check that a network can look at the stimuli; a warning where it sees less, or more, than the participants did.
-
-    Parameters
-    ----------
-    stimuli : StimulusSet
-        What it is to look at.
-    n_frames : int
-        Frames of a clip that it takes; 0 for a network of images.
-    network : str
-        Its name, for messages.
-
-    Raises
-    ------
-    UsageError
-        Videos for a network of images.
-    """
-    if n_frames:
-        still = _name_those(stimuli, lambda path: not is_clip(path))
-        if still:
-            text = _count(still, len(stimuli), "a still image", "still images")
-            logger.warning("%s, in which nothing moves; %s looks at clips", text, network)
-        return
-    videos = _name_those(stimuli, is_video)
-    if videos:
-        text = _count(videos, len(stimuli), "a video", "videos")
-        raise UsageError(f"{text}; {network} looks at images: use a network of clips, such as r3d_18")
-    moving = _name_those(stimuli, is_clip)
-    if moving:
-        text = _count(moving, len(stimuli), "an animation", "animations")
-        logger.warning("%s; %s looks at images, and sees the first frame only", text, network)
+def warn_of_stills(stimuli: StimulusSet, network: str) -> None:
+    """Warn where a network of clips is to look at images: it takes each for a clip in which nothing moves."""
+    still = [name for name, path in zip(stimuli.ids, stimuli.paths, strict=True) if not is_clip(path)]
+    if still:
+        logger.warning(
+            "%d of %d stimuli (%s%s) %s, in which nothing moves; %s looks at clips",
+            len(still),
+            len(stimuli),
+            ", ".join(still[:_LISTED]),
+            ", ..." if len(still) > _LISTED else "",
+            "is a still image" if len(still) == 1 else "are still images",
+            network,
+        )
 
 
 def read_clip(path: Path, n_frames: int) -> list[Image.Image]:
@@ -105,7 +114,9 @@ def read_clip(path: Path, n_frames: int) -> list[Image.Image]:
     """
     if n_frames < 1:
         raise UsageError(f"{n_frames} frames of a clip: should be 1 or more")
-    images = _read_video(path, n_frames) if is_video(path) else _read_animation(path, n_frames)
+    with opening_clip(path) as clip:
+        moments = [Fraction((2 * i + 1) * clip.duration, 2 * n_frames) for i in range(n_frames)]
+        images = [image for held, image in hold_frames(clip, moments) for _ in held]
     sizes = sorted({image.size for image in images})
     if len(sizes) > 1:
         raise BadDataError(f"{path}: frames of different sizes, {sizes[0]} and {sizes[-1]}")
@@ -150,31 +161,78 @@ def read_frames(path: Path, numbers: Iterable[int]) -> Iterator[tuple[int, Image
         raise BadDataError(f"{path}: frame {wanted[0]} is asked for, but it has {seen}")
 
 
-def _read_video(path: Path, n_frames: int) -> list[Image.Image]:
-    with opening_video(path) as (container, stream):
-        start, duration = measure_video(container, stream)
-    with opening_video(path) as (container, stream):
-        frames = decode_video(container, stream)
-        return _choose_frames(frames, start, duration, n_frames, partial(convert_picture, stream=stream))
+@contextmanager
+def opening_clip(path: Path) -> Iterator[Clip]:
+    """Open a clip, once it is known when each frame is to be shown.
 
+    Parameters
+    ----------
+    path : Path
+        As for `read_clip`; a still image is a clip of one frame.
 
-def _read_animation(path: Path, n_frames: int) -> list[Image.Image]:
+    Raises
+    ------
+    MissingInputError, BadDataError
+        As `read_clip`, also while frames are read.
+    """
+    if is_video(path):
+        with opening_video(path) as (container, stream):
+            start, duration = measure_video(container, stream)
+            tick = measure_tick(container, stream)
+        with opening_video(path) as (container, stream):
+            convert = partial(convert_picture, stream=stream)
+            yield Clip(start, duration, tick, decode_video(container, stream), convert)
+        return
     with opening_image(path), open_image(path) as image:
         check_size(*image.size)
-        if not _is_animated(image):
-            return [make_rgb(image)] * n_frames
         first = int(getattr(image, "default_image", False))  # of a PNG: shown where animations are not
-        numbers = range(first, getattr(image, "n_frames", 1))
+        numbers = range(first, getattr(image, "n_frames", 1)) if _is_animated(image) else range(1)
         times = [0]
         for number in numbers:
             _show(image, number)
             times.append(times[-1] + (round(image.info.get("duration", 0)) or _DEFAULT_DELAY))
 
-        def convert(number: int) -> Image.Image:
+        def convert_frame(number: int) -> Image.Image:
             _show(image, number)
             return make_rgb(image)
 
-        return _choose_frames(zip(times, numbers, strict=False), 0, times[-1], n_frames, convert)
+        yield Clip(0, times[-1], Fraction(1, 1000), zip(times, numbers, strict=False), convert_frame)
+
+
+def hold_frames(clip: Clip, moments: Sequence[Fraction]) -> Iterator[tuple[range, Image.Image]]:
+    """Read the frames that are on the screen at some moments, one at a time.
+
+    Parameters
+    ----------
+    clip : Clip
+        Is read to its end, as damage there tells of a file that is cut off.
+    moments : sequence of Fraction
+        Ascending, ticks from the start.
+
+    Yields
+    ------
+    held : range
+        Of the moments, those at which the frame is there: it is the last one that has come up by then.
+    image : PIL.Image.Image
+        Upright RGB.
+
+    Raises
+    ------
+    BadDataError
+        If there is no frame.
+    """
+    first = 0
+    shown: list[Any] = []  # the frame on the screen, once there is one
+    for time, frame in clip.frames:
+        due = bisect_left(moments, time - clip.start, first) if shown else first  # so many moments come before it
+        if due > first:
+            yield range(first, due), clip.convert(shown[0])
+            first = due
+        shown = [frame]
+    if not shown:
+        raise BadDataError("no frame can be read")
+    if first < len(moments):
+        yield range(first, len(moments)), clip.convert(shown[0])
 
 
 def _is_animated(image: Image.Image) -> bool:
@@ -186,31 +244,3 @@ def _show(image: Image.Image, number: int) -> None:
         raise BadDataError(f"an animation of more than {MAX_FRAMES} frames; cut it into clips")
     image.seek(number)
     image.load()
-
-
-def _choose_frames(
-    frames: Iterable[tuple[int, T]], start: int, duration: int, n_frames: int, convert: Callable[[T], Image.Image]
-) -> list[Image.Image]:
-    """Convert the frame that is on the screen at each moment ``start + (i + 1/2) / n_frames * duration``."""
-    chosen: list[Image.Image] = []
-    shown: list[T] = []  # the frame on the screen, once there is one
-    for time, frame in frames:
-        # so many moments come before this frame does: the integer next above n * (time - start) / duration - 1/2
-        due = min(n_frames, -((duration - 2 * n_frames * (time - start)) // (2 * duration)))
-        if shown and due > len(chosen):
-            chosen += [convert(shown[0])] * (due - len(chosen))
-        shown = [frame]  # also after the last moment: damage at the end tells of a file that is cut off
-    if not shown:
-        raise BadDataError("no frame can be read")
-    missing = n_frames - len(chosen)
-    return chosen + [convert(shown[0])] * missing if missing else chosen
-
-
-def _name_those(stimuli: StimulusSet, test: Callable[[Path], bool]) -> list[str]:
-    return [name for name, path in zip(stimuli.ids, stimuli.paths, strict=True) if test(path)]
-
-
-def _count(names: list[str], n_stimuli: int, one: str, many: str) -> str:
-    more = ", ..." if len(names) > _LISTED else ""
-    kind = f"is {one}" if len(names) == 1 else f"are {many}"
-    return f"{len(names)} of {n_stimuli} stimuli ({', '.join(names[:_LISTED])}{more}) {kind}"

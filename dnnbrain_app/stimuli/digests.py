@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dnnbrain_app.errors import BadDataError
-from dnnbrain_app.stimuli.images import check_image
+from dnnbrain_app.stimuli.images import check_image, check_size
+from dnnbrain_app.stimuli.stores import read_row, split_store
 from dnnbrain_app.stimuli.videos import check_video, is_video
 
 Known = MutableMapping[str, list[Any]]
@@ -23,7 +24,7 @@ def digest_stimulus(path: Path, known: Known) -> tuple[str, str]:
     Parameters
     ----------
     path : Path
-        An image or a video.
+        An image or a video, or a row of a dataset in an HDF5 file.
     known : mutable mapping
         What was found before: path to [bytes, time of modification, time of change (ns), digest, remark]. What is
         found now is added, unless the file has just been written.
@@ -31,7 +32,7 @@ def digest_stimulus(path: Path, known: Known) -> tuple[str, str]:
     Returns
     -------
     digest : str
-        SHA-256 of the file.
+        SHA-256 of the file; of a row, of its shape and its pixels.
     remark : str
         See `check_image`.
 
@@ -41,12 +42,13 @@ def digest_stimulus(path: Path, known: Known) -> tuple[str, str]:
         If it is empty, neither image nor video, or too large.
     """
     try:
-        status = path.stat()
+        place = split_store(path)
+        status = (place[0] if place else path).stat()
         stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
         entry = known.get(str(path))
         if isinstance(entry, list) and len(entry) == 5 and entry[:3] == stamp:
             return str(entry[3]), str(entry[4])
-        digest, remark = _read(path)
+        digest, remark = (_read_row(path, *place), "") if place else _read(path)
     except OSError as error:
         raise BadDataError(f"{path}: cannot be read ({error.strerror})") from error
     if time.time_ns() - max(stamp[1:]) > _SETTLED:
@@ -66,3 +68,12 @@ def _read(path: Path) -> tuple[str, str]:
             return digest.hexdigest(), check_image(path, file)
     check_video(path)
     return digest.hexdigest(), ""
+
+
+def _read_row(path: Path, store: Path, dataset: str, row: int) -> str:
+    pixels = read_row(store, dataset, row)
+    try:
+        check_size(*pixels.shape[:2])
+    except BadDataError as error:
+        raise BadDataError(f"{path}: {error}") from error
+    return hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).hexdigest()

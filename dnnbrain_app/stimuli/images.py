@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dnnbrain_app.errors import BadDataError, MissingInputError
+from dnnbrain_app.stimuli.stores import read_row, split_store
 
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn of bombs: a quarter of a GiB of RGB
 MAX_RATIO = 100  # of the longer to the shorter edge: networks bring the shorter one to some 256 pixels
@@ -29,7 +30,8 @@ def read_image(path: Path) -> Image.Image:
     Parameters
     ----------
     path : Path
-        A raster image: JPEG, PNG, TIFF, BMP, GIF, WebP, AVIF, JPEG 2000, ...
+        A raster image: JPEG, PNG, TIFF, BMP, GIF, WebP, AVIF, JPEG 2000, ...; or a row of a dataset in an HDF5 file
+        (see `read_row`), such as ``nsd_stimuli.hdf5/imgBrick/46002``.
 
     Returns
     -------
@@ -46,6 +48,9 @@ def read_image(path: Path) -> Image.Image:
         If it is empty, damaged, not an image, has too many pixels (`MAX_PIXELS`), is too narrow (`MAX_RATIO`), or has
         32-bit or Lab pixels.
     """
+    if place := split_store(path):
+        pixels = read_row(*place)
+        return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels).convert("RGB")
     with opening_image(path), open_image(path) as image:
         check_size(*image.size)
         image.load()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -128,6 +129,21 @@ def measure_video(container: InputContainer, stream: VideoStream) -> tuple[int, 
     if there < (1 - _MISSING) * declared:
         raise BadDataError(f"the video is cut off: {there:.2f} of {declared:.2f} s are there")
     return (start, max(1, end - start)) if _has_times(container) else (0, len(spans))
+
+
+def measure_tick(container: InputContainer, stream: VideoStream) -> Fraction:
+    """Read how long a tick of the clock of `decode_video` lasts, in seconds.
+
+    Raises
+    ------
+    BadDataError
+        If the file does not tell.
+    """
+    rate = stream.average_rate or stream.guessed_rate
+    tick = stream.time_base if _has_times(container) else rate and 1 / rate
+    if not tick:
+        raise BadDataError("the video does not tell how fast its pictures are shown; store it as .mp4")
+    return Fraction(tick)
 
 
 def decode_video(container: InputContainer, stream: VideoStream) -> Iterator[tuple[int, VideoFrame]]:

@@ -1,9 +1,16 @@
 import logging
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from dnnbrain_app.analyses.folds import group_stimuli, make_folds, merge_groups
+from dnnbrain_app.analyses.folds import (
+    group_runs,
+    group_stimuli,
+    make_folds,
+    make_volume_folds,
+    merge_groups,
+)
 from dnnbrain_app.errors import BadDataError, UnknownNameError, UsageError
 from dnnbrain_app.records import Trials
 
@@ -109,3 +116,46 @@ def test_merged_groups_join_what_any_grouping_joins():
     assert len(set(merge_groups(by_run, copies))) == 3
     assert merge_groups(None, np.array(["a", "b", "c"])) is None
     assert merge_groups(None, np.array(["a", "b", "a"])).tolist() == [0, 1, 0]
+
+
+# Volumes ------------------------------------------------------------------------------------------------------------
+
+
+def make_shown(*runs):
+    """Trials of runs that each show these stimuli."""
+    stimulus = np.array([name for names in runs for name in names], dtype=object)
+    run = np.repeat(np.arange(len(runs)), [len(names) for names in runs])
+    times = np.arange(len(run), dtype=float)
+    return Trials(times, np.ones(len(run)), stimulus, run, tuple(f"run-{i}" for i in range(len(runs))))
+
+
+def test_runs_that_share_stimuli_hang_together():
+    groups = group_runs(make_shown("ab", "cd", "be", "fg"))
+    assert groups[0] == groups[2]
+    assert len(set(groups.tolist())) == 3
+
+
+def test_whole_runs_are_held_out(rng):
+    run = np.repeat(np.arange(4), 50)
+    folds = make_volume_folds(run, group_runs(make_shown("ab", "cd", "be", "fg")), 2.0, 10, rng)
+    assert sorted(np.concatenate(folds).tolist()) == list(range(200))
+    assert sorted(sorted(set(run[fold].tolist())) for fold in folds) == [[0, 2], [1], [3]]
+
+
+def test_blocks_of_a_single_run_keep_their_distance(rng):
+    folds = make_volume_folds(np.zeros(300, dtype=int), np.zeros(1, dtype=int), 2.0, 10, rng)
+    assert len(folds) == 7  # of a minute at least, with 20 s between two
+    assert all(len(fold) >= 30 for fold in folds)
+    assert all(later[0] - earlier[-1] == 11 for earlier, later in pairwise(folds))
+    assert folds[0][0] == 0
+    assert folds[-1][-1] == 299
+
+
+def test_runs_that_all_show_the_same_cannot_be_divided(rng):
+    with pytest.raises(BadDataError, match="no run can be held out without its stimuli; .* .--response-model lss"):
+        make_volume_folds(np.repeat([0, 1], 50), group_runs(make_shown("ab", "ab")), 2.0, 10, rng)
+
+
+def test_a_short_run_cannot_be_divided(rng):
+    with pytest.raises(BadDataError, match="one run of 120 s cannot be divided"):
+        make_volume_folds(np.zeros(60, dtype=int), np.zeros(1, dtype=int), 2.0, 10, rng)

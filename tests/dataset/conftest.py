@@ -66,6 +66,12 @@ def write_gifti(path: Path, data: np.ndarray, step: float = 2.0) -> Path:
 
 
 @pytest.fixture
+def write_image() -> dict[str, Callable[..., Path]]:
+    """Write an image of each family: ``write_image["gifti"](path, data)``."""
+    return {"cifti": write_cifti, "gifti": write_gifti, "nifti": write_nifti}
+
+
+@pytest.fixture
 def write_run(rng: np.random.Generator) -> Callable[..., None]:
     """Write one preprocessed run: ``write_run(fmriprep, "sub-01_task-x_run-1", kind, **names)``."""
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 from nibabel.cifti2 import cifti2_axes as axes
+from nilearn.image import resample_to_img
 
 from dnnbrain_app.dataset.atlases import PRESETS, read_atlas
-from dnnbrain_app.dataset.images import read_parts
+from dnnbrain_app.dataset.geometry import read_parts
 from dnnbrain_app.dataset.surfaces import find_meshes
 from dnnbrain_app.errors import BadDataError, DnnbrainError, MissingInputError, UnknownNameError, UsageError
 from dnnbrain_app.records import BrainPart, BrainSpace, Run, Unit
@@ -129,7 +131,7 @@ def test_no_atlas() -> None:
 
 def test_another_mesh(dlabel: Path) -> None:
     with pytest.raises(
-        BadDataError, match=r"CORTEX_LEFT 2 of 9 vertices.*CORTEX_LEFT of 8 vertices.*Nothing is resampled"
+        BadDataError, match=r"CORTEX_LEFT 2 of 9 vertices.*CORTEX_LEFT of 8 vertices.*Surfaces are not resampled"
     ):
         regions(dlabel, make_models([0, 1], [1], n=9))
 
@@ -186,13 +188,143 @@ def test_volume_with_its_table(tmp_path: Path) -> None:
         "V1": [0, 2],
         "V2": [1],
     }
-    moved = AFFINE.copy()
-    moved[0, 3] = 1
-    other = BrainSpace("MNI", "nifti", space.parts, {}, affine=moved, shape=(3, 2, 1))
-    with pytest.raises(
-        BadDataError, match=r"3x2x1 grid of 2x2x2 mm at \(1, 0, 0\).*3x2x1 grid of 2x2x2 mm at \(0, 0, 0\)"
-    ):
-        read_atlas([path], other, [])
+
+
+class TestOtherGrids:
+    """Volumes of the same space on another grid are resampled; nothing else is."""
+
+    @pytest.fixture
+    def keys(self, rng: np.random.Generator) -> np.ndarray:
+        return rng.integers(0, 4, (6, 7, 5))
+
+    @staticmethod
+    def write(folder: Path, keys: np.ndarray, affine: np.ndarray, name: str = "tpl-MNI152NLin2009cAsym_res-1") -> Path:
+        path = folder / f"{name}_atlas-Toy_dseg.nii.gz"
+        nib.Nifti1Image(keys.astype(np.int16), affine).to_filename(path)
+        (folder / f"{name}_atlas-Toy_dseg.tsv").write_text("index\tname\n1\tV1\n2\tV2\n3\tV3\n")
+        return path
+
+    @staticmethod
+    def make(affine: np.ndarray, shape: tuple[int, int, int], name: str = "MNI152NLin2009cAsym", **more: str) -> Any:
+        voxels = np.argwhere(np.ones(shape))
+        part = BrainPart("CIFTI_STRUCTURE_OTHER", 0, len(voxels), voxels=voxels)
+        return BrainSpace(name, "nifti", (part,), {"space": name, **more}, affine=affine, shape=shape)
+
+    def test_nearest_neighbours_are_those_of_nilearn(
+        self, tmp_path: Path, keys: np.ndarray, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        turn = nib.affines.from_matvec(nib.eulerangles.euler2mat(0.1, -0.2, 0.15), [0.3, -1.2, 2.1])
+        affine, shape = turn @ np.diag([1.3, 1.7, 1.9, 1]), (9, 8, 7)
+        flipped = nib.affines.from_matvec(np.diag([-2.0, 2, 2.2]), [10, -2, -2])
+        path = self.write(tmp_path, np.pad(keys, 1), flipped)  # nilearn leaves out the outer half of the border
+        atlas = read_atlas([path], self.make(affine, shape), [])
+        target = nib.Nifti1Image(np.zeros(shape, np.int16), affine)
+        theirs = resample_to_img(path, target, interpolation="nearest", force_resample=True, copy_header=True)
+        assert atlas is not None
+        counts = []
+        for key, name in ((1, "V1"), (2, "V2"), (3, "V3")):
+            np.testing.assert_array_equal(atlas.regions[name], theirs.get_fdata().ravel() == key)
+            counts.append(atlas.regions[name].sum())
+        assert min(counts) > 20
+        assert caplog.text.count("each voxel gets the label nearest to it") == 1
+        assert "8x9x7" in caplog.text
+
+    def test_half_the_resolution(self, tmp_path: Path, keys: np.ndarray) -> None:
+        """Centres of the data halfway between voxels of the atlas go to the upper one, all of them."""
+        space = self.make(nib.affines.from_matvec(2 * np.eye(3), [0.5] * 3), (2, 2, 2))
+        atlas = read_atlas([self.write(tmp_path, keys, np.eye(4))], space, [])
+        assert atlas is not None
+        for key, name in ((1, "V1"), (2, "V2"), (3, "V3")):
+            np.testing.assert_array_equal(atlas.regions[name], keys[1:5:2, 1:5:2, 1:5:2].ravel() == key)
+
+    def test_the_same_grid_is_left_alone(
+        self, tmp_path: Path, keys: np.ndarray, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        affine = np.diag([3.0, 3, 3, 1])
+        exact = self.write(tmp_path, keys, affine, "tpl-MNI152NLin2009cAsym_res-3")
+        other = self.write(tmp_path, keys, np.eye(4))
+        atlas = read_atlas([other, exact], self.make(affine, (6, 7, 5)), ["V2"])  # of two the one that fits exactly
+        assert atlas is not None
+        np.testing.assert_array_equal(atlas.regions["V2"], keys.ravel() == 2)
+        assert not caplog.text
+
+    def test_outside_the_atlas_there_is_no_region(self, tmp_path: Path) -> None:
+        path = self.write(tmp_path, np.ones((2, 2, 2)), np.eye(4))
+        atlas = read_atlas([path], self.make(np.eye(4), (4, 2, 3)), [])
+        assert atlas is not None
+        expected = np.zeros((4, 2, 3), bool)
+        expected[:2, :, :2] = True
+        np.testing.assert_array_equal(atlas.regions["V1"].reshape(4, 2, 3), expected)
+
+    @pytest.mark.parametrize(
+        ("name", "space", "cohort", "words"),
+        [
+            ("tpl-MNI152NLin6Asym", "MNI152NLin2009cAsym", "", "not in space MNI152NLin2009cAsym"),
+            ("sub-01_space-T1w", "MNI152NLin2009cAsym", "", "not in space MNI152NLin2009cAsym"),
+            ("tpl-MNIPediatricAsym_cohort-1", "MNIPediatricAsym", "2", "not in space MNIPediatricAsym"),
+            ("a", "MNI152NLin2009cAsym", "", "names must tell the space of both"),
+            ("tpl-T1w", "", "", "names must tell the space of both"),
+        ],
+    )
+    @pytest.mark.parametrize("shift", [0, 1])
+    def test_another_space_is_refused(
+        self, tmp_path: Path, keys: np.ndarray, name: str, space: str, cohort: str, words: str, shift: int
+    ) -> None:
+        affine = np.diag([2.0, 2, 2, 1])
+        affine[0, 3] = shift
+        wanted = self.make(affine, (6, 7, 5), space or "boldref", **({"cohort": cohort} if cohort else {}))
+        if not space:
+            wanted = replace(wanted, entities={})
+        path = self.write(tmp_path, keys, np.diag([2.0, 2, 2, 1]), name)
+        if "names must" in words and not shift:  # nothing speaks against it
+            assert read_atlas([path], wanted, []) is not None
+            return
+        with pytest.raises(BadDataError, match=rf"{words}.*volumes within one space only; give --atlas"):
+            read_atlas([path], wanted, [])
+
+    def test_two_that_would_be_resampled(self, tmp_path: Path, keys: np.ndarray) -> None:
+        paths = [self.write(tmp_path, keys, np.eye(4), f"tpl-MNI_res-{i}") for i in range(2)]
+        with pytest.raises(BadDataError, match=r"two atlases are in space MNI: .*res-0.* and .*res-1.*name one"):
+            read_atlas(paths, self.make(np.diag([2.0, 2, 2, 1]), (3, 3, 3), "MNI"), [])
+
+
+def test_voxels_of_grayordinates_on_another_grid(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """170k has voxels of 1.6 mm, 91k of 2 mm; here the cortex is the same."""
+    models = make_models([0], [1], volume=True)
+    fine = axes.BrainModelAxis.from_mask(np.ones((4, 1, 1), bool), "thalamus_left", affine=np.diag([1.0, 2, 2, 1]))
+    data = make_models([0], [1]) + fine
+    path = write_dlabel(tmp_path / "tpl-fsLR_dseg.dlabel.nii", [0, 3, 3, 1], models)
+    assert regions(path, data) == {"V1": [1, 2], "L_V8_ROI": [3, 4]}
+    assert "each voxel gets the label nearest to it" in caplog.text
+    caplog.clear()
+    unnamed = write_dlabel(tmp_path / "parcels.dlabel.nii", [0, 3, 3, 1], models)
+    assert regions(unnamed, data) == {"V1": [1]}
+    assert "voxels have no label" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "space", "fits"),
+    [
+        ("tpl-fsaverage_hemi-{}_den-10k", "fsaverage5", True),
+        ("sub-01_hemi-{}_space-fsaverage5", "fsaverage", True),
+        ("toy_hemi-{}", "fsaverage5", True),  # says nothing
+        ("tpl-onavg_hemi-{}_den-10k", "fsaverage5", False),  # as many vertices, elsewhere
+        ("tpl-fsLR_hemi-{}_den-164k", "fsaverage", False),
+    ],
+)
+def test_surfaces_of_another_name(tmp_path: Path, name: str, space: str, fits: bool) -> None:
+    for path, side in zip(write_labels(tmp_path), "LR", strict=True):
+        path.rename(tmp_path / f"{name.format(side)}_dseg.label.gii")
+    parts = (
+        BrainPart(LEFT, 0, 3, vertices=np.arange(3), n_vertices=3),
+        BrainPart(RIGHT, 3, 6, vertices=np.arange(3), n_vertices=3),
+    )
+    left = tmp_path / f"{name.format('L')}_dseg.label.gii"
+    if fits:
+        assert read_atlas([left], BrainSpace(space, "gifti", parts), ["V1"]) is not None
+    else:
+        with pytest.raises(BadDataError, match=rf"by its name it is not in space {space}"):
+            read_atlas([left], BrainSpace(space, "gifti", parts), ["V1"])
 
 
 def write_surface(path: Path, n: int) -> None:

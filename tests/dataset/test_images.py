@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,12 +11,13 @@ import numpy as np
 import pytest
 from nibabel.cifti2 import cifti2_axes as axes
 
+from dnnbrain_app.dataset import series
 from dnnbrain_app.dataset.headers import read_header
 from dnnbrain_app.dataset.images import read_bold, read_space, read_unit_space
 from dnnbrain_app.dataset.index import find_units
 from dnnbrain_app.dataset.options import DatasetOptions
 from dnnbrain_app.errors import BadDataError
-from dnnbrain_app.records import Unit
+from dnnbrain_app.records import Run, Unit
 
 KINDS = [("cifti", "space-fsLR_den-91k"), ("gifti", "space-fsaverage5"), ("nifti", "space-MNI152NLin2009cAsym_res-2")]
 
@@ -44,6 +47,81 @@ def test_columns_are_where_the_space_says(make_unit: Any, kind: str, space_entit
         assert data.shape == (run.n_volumes, space.n_voxels) == (6, space.n_voxels)
         for part in space.parts:  # nibabel's own reading of each structure
             np.testing.assert_array_equal(data[:, part.start : part.stop], read_part(run.bold, part, kind))
+
+
+@pytest.mark.parametrize(("kind", "space_entities"), KINDS)
+def test_some_columns_are_those_of_all(make_unit: Any, kind: str, space_entities: str) -> None:
+    unit = make_unit(kind, space_entities)
+    space = read_unit_space(unit)
+    whole, n = read_bold(unit.runs[1], space), space.n_voxels
+    assert n >= 8
+    for columns in (slice(0, 3), slice(n - 2, n + 5), slice(2, n - 1), slice(None, 1), slice(4, 4), slice(None)):
+        some = read_bold(unit.runs[1], space, columns)
+        assert some.dtype == np.float32
+        assert some.flags.c_contiguous
+        np.testing.assert_array_equal(some, whole[:, columns])
+
+
+@pytest.mark.parametrize(("kind", "space_entities"), KINDS)
+def test_slabs_make_no_difference(
+    make_unit: Any, kind: str, space_entities: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unit = make_unit(kind, space_entities)
+    space = read_unit_space(unit)
+    whole = read_bold(unit.runs[0], space)
+    monkeypatch.setattr(series, "_SLAB", 8 * 4 * 3 * 2 * 2)  # two volumes of six, two grayordinates
+    np.testing.assert_array_equal(read_bold(unit.runs[0], space), whole)
+
+
+@pytest.mark.parametrize(("kind", "space_entities"), KINDS)
+def test_a_file_that_has_changed_since_it_was_found(make_unit: Any, kind: str, space_entities: str) -> None:
+    unit = make_unit(kind, space_entities)
+    run = replace(unit.runs[0], n_volumes=5)
+    with pytest.raises(BadDataError, match=r"_bold.*: data of 6 volumes, not the 5"):
+        read_bold(run, read_unit_space(unit))
+
+
+def test_scaled_integers(make_unit: Any) -> None:
+    unit = make_unit("nifti", "space-T1w")
+    path = unit.runs[0].bold[0]
+    image = nib.load(path)
+    scaled = nib.Nifti1Image(image.get_fdata(), image.affine, image.header)
+    scaled.set_data_dtype(np.int16)
+    scaled.to_filename(path)
+    space = read_space(unit.runs[0])
+    expected = nib.load(path).get_fdata()[tuple(space.parts[0].voxels.T)].T
+    assert len(np.unique(expected)) > 20
+    np.testing.assert_allclose(read_bold(unit.runs[0], space, slice(1, 4)), expected[:, 1:4], rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["cifti", "gifti", "nifti"])
+def test_reading_needs_the_memory_of_the_columns_asked_for(
+    tmp_path: Path, rng: np.random.Generator, write_image: Any, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reads 1.6 of 16 MB."""
+    n_volumes, shape = 200, (20, 25, 40)
+    values = rng.standard_normal((n_volumes, 20_000), dtype=np.float32)
+    if kind == "cifti":
+        models = axes.BrainModelAxis.from_surface(np.arange(20_000), 20_000, "CortexLeft")
+        paths = (write_image["cifti"](tmp_path / "x_bold.dtseries.nii", values, models),)
+    elif kind == "gifti":
+        names = ("x_hemi-L_bold.func.gii", "x_hemi-R_bold.func.gii")
+        paths = tuple(
+            write_image["gifti"](tmp_path / names[i], values[:, i * 10_000 : (i + 1) * 10_000]) for i in range(2)
+        )
+    else:
+        paths = (write_image["nifti"](tmp_path / "x_bold.nii.gz", values.T.reshape(*shape, n_volumes)),)
+    mask = write_image["nifti"](tmp_path / "x_mask.nii.gz", np.ones(shape)) if kind == "nifti" else None
+    run = Run({"sub": "01"}, paths, tmp_path, None, mask, 2.0, 0.0, n_volumes)
+    space = read_space(run)
+    monkeypatch.setattr(series, "_SLAB", 1 << 20)
+    gc.collect()
+    tracemalloc.start()
+    data = read_bold(run, space, slice(9_000, 11_000))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(data, values[:, 9_000:11_000])
+    assert most < data.nbytes + 3e6
 
 
 def read_part(paths: tuple[Path, ...], part: Any, kind: str) -> np.ndarray:
@@ -150,7 +228,7 @@ def test_hemispheres_of_different_length(make_unit: Any) -> None:
 
 
 def test_one_volume_is_no_time_series(tmp_path: Path) -> None:
-    for shape, message in (((2, 2, 2, 1), "1 volume"), ((2, 2, 2), "3 dimensions")):
+    for shape, message in (((2, 2, 2, 1), "1 volume"), ((2, 2, 2), "1 volume"), ((2, 2, 2, 1, 3), "5 dimensions")):
         nib.Nifti1Image(np.ones(shape, np.float32), np.eye(4)).to_filename(tmp_path / "x_bold.nii")
         with pytest.raises(BadDataError, match=message):
             read_header([tmp_path / "x_bold.nii"])

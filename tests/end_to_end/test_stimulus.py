@@ -182,6 +182,93 @@ def test_frames_of_a_video_are_stimuli(tmp_path: Path, run_dnnbrain: Callable[..
     assert "film.mkv does not exist" in outcome.err
 
 
+@pytest.fixture
+def films(dataset: Any, tmp_path: Path) -> dict[str, list[tuple[str, float]]]:
+    """Clips in a folder, made of the dataset's stimuli: what is shown in each for how many seconds."""
+    pictures = sorted((dataset.path / "stimuli").rglob("*.png"))
+    delays = {"a.gif": [0.5, 1.5], "b.gif": [0.5, 0.5, 1.0], "c.gif": [2.5], "d.gif": [1.0, 0.5], "e.gif": [0.5, 3.0]}
+    (tmp_path / "films").mkdir()
+    shown: dict[str, list[tuple[str, float]]] = {}
+    for name, durations in delays.items():
+        some = [pictures.pop() for _ in durations]
+        first, *others = (Image.open(path) for path in some)
+        more = {"save_all": True, "append_images": others, "duration": [1000 * d for d in durations]} if others else {}
+        first.save(tmp_path / "films" / name, **more)
+        shown[name] = [(str(path), duration) for path, duration in zip(some, durations, strict=True)]
+    return shown
+
+
+def test_a_network_of_images_looks_at_the_frames_of_clips(
+    films: dict[str, list[tuple[str, float]]], tmp_path: Path, run_dnnbrain: Callable[..., Any]
+) -> None:
+    """Activations of a clip, its RDMs and tables are those of the mean over its frames, weighted by their duration."""
+    more = ["--network", NETWORK, "--save-activations", "--work-dir", tmp_path / "work"]
+    outcome = run_dnnbrain(tmp_path / "films", tmp_path / "out", "stimulus", *more)
+    assert outcome.code == 0, outcome.err
+    assert "looks at 10 frames of 5 stimuli" in outcome.err
+
+    model, look, layers = runpy.run_path(str(Path(__file__).parents[1] / "tiny_network.py"))["build"]()
+    expected: dict[str, list[np.ndarray]] = {layer: [] for layer in layers}
+    for parts in films.values():
+        x = torch.stack([look(Image.open(path).convert("RGB")) for path, _ in parts])
+        weights = np.array([duration for _, duration in parts]) / sum(duration for _, duration in parts)
+        with torch.inference_mode():
+            for layer in layers:
+                x = getattr(model, layer)(x)
+                expected[layer].append(np.tensordot(weights, x.flatten(2).numpy(), 1))
+    with h5py.File(find_one(tmp_path / "out" / FOLDER, "*.act.h5")) as file:
+        assert list(file.attrs["stimuli"]) == list(films)
+        for layer in layers:
+            assert np.allclose(file[layer][()].reshape(5, *expected[layer][0].shape), expected[layer], atol=1e-5)
+    late = np.array(expected["late"])
+    with h5py.File(find_one(tmp_path / "out" / FOLDER, "*_relmat.h5")) as file:
+        assert np.allclose(file["late"][0], (1 - np.corrcoef(late[..., 0]))[np.triu_indices(5, 1)], atol=1e-4)
+    table = pd.read_csv(find_one(tmp_path / "out" / FOLDER, "*preferred*.tsv"), sep="\t")
+    first = table[(table["layer"] == "late") & (table["rank"] == 1)]
+    assert list(first["stimulus"]) == [list(films)[i] for i in late[..., 0].argmax(axis=0)]
+    sidecar = find_one(tmp_path / "out" / FOLDER, "*_relmat.json").read_text()
+    assert '"FrameRate": 2.0' in sidecar
+    assert "means over its frames, weighted by their durations" in sidecar
+
+
+def test_the_rate_of_frames_counts(films: Any, tmp_path: Path, run_dnnbrain: Callable[..., Any]) -> None:
+    """The same rate finds what was computed; another one does not."""
+    more = ["--network", NETWORK, "--work-dir", tmp_path / "work"]
+    for rate, out, frames in ((2, "out", "looks at 10 frames"), (2, "again", ""), (0.2, "out", "looks at 5 frames")):
+        outcome = run_dnnbrain(tmp_path / "films", tmp_path / out, "stimulus", *more, "--frame-rate", rate)
+        assert outcome.code == 0, outcome.err
+        assert frames in outcome.err
+        assert ("looks at" in outcome.err) is bool(frames)
+
+
+def test_clips_in_which_nothing_happens_are_as_images(
+    copied: Any, dataset: Any, tmp_path: Path, run_dnnbrain: Callable[..., Any]
+) -> None:
+    """A participant sees animations of one picture each, and the network sees what it saw in the pictures."""
+    import nibabel
+
+    for path in (copied.path / "stimuli").rglob("*.png"):
+        picture = Image.open(path).convert("RGB")
+        other = picture.copy()
+        other.putpixel((0, 0), (1, 2, 3))  # else Pillow would merge them into one
+        picture.save(path, save_all=True, append_images=[other], duration=[10_000, 1])
+    maps = []
+    for place, name in ((dataset, "still"), (copied, "moving")):
+        options = [*place.options("fsLR", atlas=False), "--participant-label", "01", "--work-dir", tmp_path / name]
+        outcome = run_dnnbrain(place.path, tmp_path / f"out-{name}", "participant", *options)
+        assert outcome.code == 0, outcome.err
+        maps.append(nibabel.load(find_one(tmp_path / f"out-{name}", "**/*_stat-r_*.dscalar.nii")).get_fdata())
+    assert "looks at 24 frames of 24 stimuli" in outcome.err
+    assert np.allclose(*maps, atol=1e-3, equal_nan=True)
+
+
+def test_a_rate_that_cannot_be(films: Any, tmp_path: Path, run_dnnbrain: Callable[..., Any]) -> None:
+    more = ["--network", NETWORK, "--work-dir", tmp_path / "work", "--frame-rate", "0"]
+    outcome = run_dnnbrain(tmp_path / "films", tmp_path / "out", "stimulus", *more)
+    assert outcome.code == 2
+    assert "frame_rate = 0" in outcome.err
+
+
 def test_layers_of_a_file_are_listed(looked: Path, run_dnnbrain: Callable[..., Any]) -> None:
     file = find_one(looked / "out" / FOLDER, "*.act.h5")
     outcome = run_dnnbrain("--list-layers", f"act:{file}")

@@ -26,6 +26,7 @@ from dnnbrain_app.networks.sources import (
     identify_weights,
     list_networks,
     load_network,
+    takes_clips,
 )
 
 USER_MODULE = """
@@ -401,3 +402,20 @@ def test_identities_need_neither_torch_nor_the_users_code(tmp_path):
     folders = f"{tmp_path}:{Path(__file__).parents[2]}"
     done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": folders}, capture_output=True, text=True)
     assert done.stdout.split() == [str(package / "models.py"), "False"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "clips"),
+    [
+        ("r3d_18", True),
+        ("mvit_v2_s:KINETICS400_V1", True),
+        ("alexnet", False),
+        ("resnet50:IMAGENET1K_V2", False),
+        ("efficientnet_lite0", False),
+        ("timm/r3d_18", False),
+        ("r3d_18:build", False),  # a module of the user's
+        ("act:r3d_18.act.h5", False),
+    ],
+)
+def test_names_tell_what_networks_look_at(name, clips):
+    assert takes_clips(name) is clips

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dnnbrain_app.records import BrainPart, BrainSpace, EncodingScores, Mesh, Rdm, RsaScores, Unit
-from dnnbrain_app.reports.methods import EncodingFacts, MethodsFacts, NetworkFacts, ResponseFacts, RsaFacts
+from dnnbrain_app.reports.facts import EncodingFacts, MethodsFacts, NetworkFacts, ResponseFacts, RsaFacts
 from dnnbrain_app.reports.participant import (
     Design,
     NetworkReport,
@@ -83,7 +83,7 @@ def make_unit(space: BrainSpace, best_layer: np.ndarray, rng: np.random.Generato
         "space": space,
         "n_stimuli": len(STIMULI),
         "n_trials": 24,
-        "runs": (RunRow("task-objects_run-01", 30, 2.0, 0.5, 12, 1, ("constant", "trans_x"), 0.123),),
+        "runs": (RunRow("task-objects_run-01", 12, 30, 2.0, 0.5, 1, ("constant", "trans_x"), 0.123),),
         "networks": changes.get("networks") or (make_network(best_layer, rng, regions),),
         "region_rdms": tuple(Rdm(region, rng.random(n_pairs), STIMULI) for region in regions),
         "design": Design(

@@ -5,7 +5,22 @@ import pytest
 from PIL import Image
 
 from dnnbrain_app.records import BrainPart, BrainSpace
-from dnnbrain_app.reports.maps import LayerLegend, ScoreLegend, choose_highest, colour_layers, draw_maps
+from dnnbrain_app.reports.composing import compose_map
+from dnnbrain_app.reports.contents import UnitReport
+from dnnbrain_app.reports.maps import (
+    BrainMap,
+    ChoiceLegend,
+    Painter,
+    ScoreLegend,
+    choose_highest,
+    colour_layers,
+    draw_scores,
+)
+
+
+def draw(unit: UnitReport) -> tuple[BrainMap, BrainMap]:
+    """Best layer and score of the first network."""
+    return draw_scores(unit.networks[0].encoding, Painter(unit), unit.held_out)
 
 
 def is_coloured(picture: np.ndarray) -> np.ndarray:
@@ -14,7 +29,7 @@ def is_coloured(picture: np.ndarray) -> np.ndarray:
 
 
 def test_a_map_of_the_left_hemisphere_appears_in_the_left_panels_only(surface_unit):
-    for brain in draw_maps(surface_unit)["alexnet"]:
+    for brain in draw(surface_unit):
         assert [panel.label for panel in brain.surfaces] == [
             f"{side}, {view}" for side in ("Left", "Right") for view in ("lateral", "medial", "ventral")
         ]
@@ -23,7 +38,7 @@ def test_a_map_of_the_left_hemisphere_appears_in_the_left_panels_only(surface_un
 
 
 def test_planted_gradient_of_layers_runs_from_the_back_to_the_front(surface_unit, make):
-    best, _ = draw_maps(surface_unit)["alexnet"]
+    best, _ = draw(surface_unit)
     picture = best.surfaces[0].picture
     row = picture[picture.shape[0] // 2].astype(int)
     palette = 255 * colour_layers(len(make.layers))
@@ -38,8 +53,8 @@ def test_shares_of_the_layers_are_counted(make, meshes, rng):
     space = make.surface_space(meshes)
     best = np.zeros(space.n_voxels, dtype=int)
     best[:30], best[30:40] = 2, 6
-    legend = draw_maps(make.unit(space, best, rng, meshes=meshes))["alexnet"][0].legend
-    assert isinstance(legend, LayerLegend)
+    legend = draw(make.unit(space, best, rng, meshes=meshes))[0].legend
+    assert isinstance(legend, ChoiceLegend)
     assert legend.shares == (0, 75, 0, 0, 0, 25)
     assert len(set(legend.colours)) == len(make.layers)
 
@@ -47,13 +62,13 @@ def test_shares_of_the_layers_are_counted(make, meshes, rng):
 def test_voxels_without_a_best_layer_or_with_nan_scores_stay_grey(make, rng):
     space = make.volume_space()
     unit = make.unit(space, np.zeros(space.n_voxels, dtype=int), rng)
-    for brain in draw_maps(unit)["alexnet"]:
+    for brain in draw(unit):
         assert brain.n_shown == 0
         assert brain.panels
         assert not any(is_coloured(panel.picture).any() for panel in brain.panels)
     unit.networks[0].encoding.best_layer[:] = 1
     unit.networks[0].encoding.r[:] = np.nan
-    assert draw_maps(unit)["alexnet"][1].n_shown == 0
+    assert draw(unit)[1].n_shown == 0
 
 
 def test_colour_of_a_score_is_found_on_the_colour_bar(make, rng):
@@ -62,7 +77,7 @@ def test_colour_of_a_score_is_found_on_the_colour_bar(make, rng):
     unit = make.unit(space, best, rng)
     r = np.linspace(0, 0.4, space.n_voxels)
     unit.networks[0].encoding.r[0] = r
-    _, score = draw_maps(unit)["alexnet"]
+    _, score = draw(unit)
     legend = score.legend
     assert isinstance(legend, ScoreLegend)
     assert legend.highest == 0.4
@@ -92,27 +107,27 @@ def test_cortex_goes_on_surfaces_and_subcortical_voxels_on_slices(make, meshes, 
     space = BrainSpace("fsLR", "cifti", parts, {"space": "fsLR"}, np.diag([2.0, 2.0, 2.0, 1.0]), (3, 4, 5))
     best = np.zeros(space.n_voxels, dtype=int)
     best[0] = 1
-    brain, _ = draw_maps(make.unit(space, best, rng, meshes=meshes))["alexnet"]
+    brain, _ = draw(make.unit(space, best, rng, meshes=meshes))
     assert len(brain.surfaces) == 3
     assert not brain.slices  # nothing to see there
     best[-1] = 1
-    brain, _ = draw_maps(make.unit(space, best, rng, meshes=meshes))["alexnet"]
+    brain, _ = draw(make.unit(space, best, rng, meshes=meshes))
     assert len(brain.slices) == 5
 
 
 def test_mesh_of_another_resolution_is_not_drawn_on(make, meshes, rng):
     left = BrainPart("CIFTI_STRUCTURE_CORTEX_LEFT", 0, 10, np.arange(10), 10)
     space = BrainSpace("fsaverage6", "gifti", (left,), {"space": "fsaverage6"})
-    brain, _ = draw_maps(make.unit(space, np.ones(10, dtype=int), rng, meshes=meshes))["alexnet"]
+    brain, _ = draw(make.unit(space, np.ones(10, dtype=int), rng, meshes=meshes))
     assert brain.panels == ()
     assert brain.n_shown == 10
 
 
 @pytest.mark.parametrize("which", [0, 1])
 def test_composed_picture_is_a_png_with_the_same_bytes_every_time(surface_unit, which):
-    brain = draw_maps(surface_unit)["alexnet"][which]
-    png = brain.compose("Title $x^2$")
-    assert png == brain.compose("Title $x^2$")
+    brain = draw(surface_unit)[which]
+    png = compose_map(brain, "Title $x^2$")
+    assert png == compose_map(brain, "Title $x^2$")
     picture = np.asarray(Image.open(io.BytesIO(png)))
     assert picture.shape[1] == 1920
     assert is_coloured(picture).mean() > 0.01

@@ -3,7 +3,8 @@ import re
 
 import pytest
 
-from dnnbrain_app.reports.methods import MethodsFacts, NetworkFacts, RsaFacts, describe_methods, write_methods
+from dnnbrain_app.reports.facts import MethodsFacts, NetworkFacts, RsaFacts
+from dnnbrain_app.reports.methods import describe_methods, write_methods
 from dnnbrain_app.reports.references import NETWORK_REFERENCES, REFERENCES, find_network_reference
 
 WORKS = [*REFERENCES.values(), *NETWORK_REFERENCES.values()]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dnnbrain_app.errors import BadDataError
-from dnnbrain_app.reports.methods import MethodsFacts
+from dnnbrain_app.reports.facts import MethodsFacts
 from dnnbrain_app.reports.participant import ParticipantReport, render_participant
 
 VOID = {"meta", "link", "img", "br", "hr", "input", "rect", "path", "use"}

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from dnnbrain_app.records import Trials
+from dnnbrain_app.responses.design import build_design
 from dnnbrain_app.responses.glm import average_repeats, estimate_betas
 from dnnbrain_app.responses.nuisance import build_nuisance
 from dnnbrain_app.responses.options import ResponseOptions
 from dnnbrain_app.responses.runs import RunData
+from dnnbrain_app.responses.weights import group_trials, weigh_separately
 
 N_RUNS, N_CATEGORIES, TR = 12, 8, 2.5
 OPTIONS = ResponseOptions(model="condition", motion=0, scaling="zscore", noise_model="ols")
@@ -65,9 +67,9 @@ def estimate_patterns(runs, trials, options):
     return np.array(patterns)
 
 
-@pytest.fixture(scope="module")
-def patterns(haxby):
-    return estimate_patterns(*haxby, OPTIONS)
+@pytest.fixture(scope="module", params=["condition", "lss"])
+def patterns(haxby, request):
+    return estimate_patterns(*haxby, replace(OPTIONS, model=request.param))
 
 
 def decode(patterns):
@@ -102,13 +104,60 @@ def test_halves_agree(patterns):
 
 
 @pytest.mark.shared
-def test_single_images_carry_the_category(haxby):
-    """LSS of images 2 s apart: noisy one by one, but their averages are what the blocks give."""
-    patterns = estimate_patterns(*haxby, replace(OPTIONS, model="lss"))
-    within, between, _ = compare_halves(patterns[:6].mean(axis=0), patterns[6:].mean(axis=0))
+def test_trials_of_blocks_are_mixed_by_lss(haxby):
+    """One trial a block: LSS gives each what it has of its neighbours, which joint models undo.
+
+    Its betas are known mixtures of those of LSA. Patterns stay as reliable, their distances do not.
+    """
+    runs, blocks = haxby[0], merge_images(haxby[1])
+    lss, lsa = (estimate_patterns(runs, blocks, replace(OPTIONS, model=model)) for model in ("lss", "lsa"))
+    for index in range(N_RUNS):
+        own = select_runs(blocks, [index])
+        X = build_design(own.onset, own.duration, runs[index].frame_times, "glover")
+        mixing = weigh_separately(X, runs[index].nuisance, group_trials(own.stimulus))[0] @ X
+        expected = mixing @ lsa[index]
+        np.testing.assert_allclose(lss[index], expected - expected.mean(axis=0), atol=1e-3 * lss.std())
+        next_to = np.argsort(own.onset)
+        assert mixing[next_to[:-1], next_to[1:]].mean() < -0.1
+    (within, between, mixed), (_, _, clean) = (
+        compare_halves(x[:6].mean(axis=0), x[6:].mean(axis=0)) for x in (lss, lsa)
+    )
     assert within == pytest.approx(0.44, abs=0.03)
     assert between == pytest.approx(-0.06, abs=0.03)
-    assert decode(patterns) > 0.7
+    assert clean > 0.5
+    assert mixed < 0.2
+
+
+@pytest.mark.shared
+@pytest.mark.filterwarnings("ignore:.*Generation of a mask:RuntimeWarning")  # of nilearn by itself
+@pytest.mark.parametrize("categories", [True, False], ids=["categories", "images"])
+def test_lss_agrees_with_nilearns_first_level_models(haxby, shared, categories):
+    """The loop of nilearn's example of beta series: a model a trial, in which other trials keep their categories."""
+    first_level = pytest.importorskip("nilearn.glm.first_level")
+    nib, pd = pytest.importorskip("nibabel"), pytest.importorskip("pandas")
+    (run, *_), trials = haxby[0], select_runs(haxby[1], [0])
+    if not categories:
+        names = np.array([f"image{i}" for i in range(len(trials))])
+        trials = Trials(trials.onset, trials.duration, names, trials.run, trials.run_labels)
+    betas, kept = estimate_betas([run], trials, replace(OPTIONS, model="lss", scaling="none"))
+    assert len(kept) == len(trials)
+    folder = shared / "data" / "haxby2001" / "derivatives" / "fmriprep" / "sub-1" / "func"
+    bold, mask = (
+        nib.load(folder / f"{trials.run_labels[0]}_{suffix}.nii.gz")
+        for suffix in ("desc-preproc_bold", "desc-brain_mask")
+    )
+    bold = nib.Nifti1Image(bold.get_fdata(), bold.affine, bold.header)
+    model = first_level.FirstLevelModel(mask_img=mask, noise_model="ols", signal_scaling=False)
+    others = trials.stimulus if categories else np.full(len(trials), "others")
+    for i in range(0, len(trials), 9):
+        types = np.where(np.arange(len(trials)) == i, "this", others)
+        events = pd.DataFrame({"onset": trials.onset, "duration": trials.duration, "trial_type": types})
+        design = first_level.make_first_level_design_matrix(
+            run.frame_times, events, "glover", None, add_regs=run.nuisance[:, 1:]
+        )
+        effect = model.fit(bold, design_matrices=design).compute_contrast("this", output_type="effect_size")
+        expected = effect.get_fdata()[mask.get_fdata() > 0]
+        assert np.abs(betas[i] - expected).max() < 1e-5 * betas.std()
 
 
 @pytest.mark.shared

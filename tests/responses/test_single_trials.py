@@ -1,6 +1,7 @@
-"""LSA: nilearn's model with a regressor a trial; what it cannot tell apart is told."""
+"""LSA and LSS with frequent stimuli: nilearn's models; what they cannot tell apart is told."""
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from scipy.signal import lfilter
 
 from dnnbrain_app.errors import BadDataError, UsageError
 from dnnbrain_app.records import Trials
-from dnnbrain_app.responses.glm import estimate_betas
+from dnnbrain_app.responses.design import build_design
+from dnnbrain_app.responses.glm import average_repeats, estimate_betas
 from dnnbrain_app.responses.nuisance import build_nuisance
 from dnnbrain_app.responses.options import DERIVED, PLAIN, ResponseOptions
 from dnnbrain_app.responses.runs import RunData
@@ -105,6 +107,71 @@ def test_lsa_finds_nothing_in_noise(rng):
     deviation = betas.mean(axis=1) / (betas.std(axis=1) / np.sqrt(3000))
     assert np.abs(deviation).max() < 4.5
     assert betas.std() > 1, "the noise is there"
+
+
+def make_conditions(rng, names):
+    """Trials of the named stimuli, in random order, 3 s apart."""
+    names = np.array(names)
+    onset = 4 + 3.0 * np.arange(len(names)) + rng.uniform(0, 1.5, len(names))
+    return Trials(onset, np.ones(len(names)), rng.permutation(names), np.zeros(len(names), dtype=int), ("run-1",))
+
+
+@pytest.mark.parametrize("noise_model", ["ols", "ar1"])
+def test_lss_gives_frequent_stimuli_regressors_of_their_own(rng, noise_model):
+    """A stimulus shown eight times has one, those shown less often share one."""
+    trials = make_conditions(rng, ["house"] * 8 + ["face"] * 20 + ["cat"] * 7 + [f"rare{i}" for i in range(9)])
+    kinds = np.where(np.isin(trials.stimulus, ["house", "face"]), trials.stimulus, "rest")
+    Y = simulate_noise(rng, 25)
+    options = replace(OPTIONS, model="lss", noise_model=noise_model)
+    betas, kept = estimate_betas([RunData(Y, FRAME_TIMES, NUISANCE)], trials, options)
+    assert len(kept) == len(trials)
+    X, _ = regress_with_nilearn(trials, "glover")
+    sums = [X[:, kinds == kind].sum(axis=1) for kind in ("house", "face", "rest")]
+    rho = run_glm(Y, np.column_stack([*sums, NUISANCE]), noise_model="ar1")[0].astype(float)
+    assert len(np.unique(rho)) > 5
+    expected = np.empty(betas.shape)
+    for i in range(len(trials)):
+        others = np.arange(len(trials)) != i
+        design = np.column_stack(
+            [X[:, i], *(X[:, others & (kinds == kind)].sum(axis=1) for kind in ("house", "face", "rest")), NUISANCE]
+        )
+        for v in range(25):
+            model = ARModel(design, rho[v] if noise_model == "ar1" else 0.0)
+            expected[i, v] = model.fit(Y[:, [v]]).theta[0, 0]
+    assert_close(betas, expected)
+
+
+@pytest.mark.parametrize(("n_repeats", "mixed"), [(7, True), (8, False)])
+def test_responses_of_frequent_stimuli_are_not_mixed(rng, n_repeats, mixed):
+    """Without noise, their averages are what was planted, in blocks and in random order."""
+    trials = make_conditions(rng, np.repeat([str(i) for i in range(10)], n_repeats))
+    for stimulus in (trials.stimulus, np.sort(trials.stimulus)):
+        shown = Trials(trials.onset, trials.duration, stimulus, trials.run, trials.run_labels)
+        planted = 1 + rng.standard_normal((10, 20))
+        Y = 100 + build_design(shown.onset, shown.duration, FRAME_TIMES, "glover") @ planted[stimulus.astype(int)]
+        betas, kept = estimate_betas([RunData(Y, FRAME_TIMES, NUISANCE)], shown, replace(OPTIONS, model="lss"))
+        averages = average_repeats(betas, kept, [str(i) for i in range(10)])
+        assert (np.abs(averages - planted).max() > 0.1) == mixed
+        assert mixed or np.abs(averages - planted).max() < 1e-3
+
+
+def test_lss_of_frequent_stimuli_that_are_always_shown_together(rng, caplog):
+    """They cannot be told apart; others do not suffer."""
+    alone = make_conditions(rng, ["a"] * 10 + ["c"] * 10)
+    twin = alone.take(alone.stimulus == "a")
+    trials = Trials(
+        np.append(alone.onset, twin.onset),
+        np.append(alone.duration, twin.duration),
+        np.append(alone.stimulus, np.full(10, "b")),
+        np.append(alone.run, twin.run),
+        ("run-1",),
+    )
+    run, options = RunData(simulate_noise(rng, 5), FRAME_TIMES, NUISANCE), replace(OPTIONS, model="lss")
+    betas, kept = estimate_betas([run], trials, options)
+    assert set(kept.stimulus) == {"c"}
+    assert "dropped" in caplog.text
+    expected, every = estimate_betas([run], alone, options)
+    np.testing.assert_allclose(betas, expected[every.stimulus == "c"], atol=1e-5)
 
 
 def test_trials_without_a_response_are_left_out_of_the_model(rng, caplog):

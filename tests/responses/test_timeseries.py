@@ -8,6 +8,8 @@ from nilearn.glm.first_level import compute_regressor
 
 from dnnbrain_app.errors import BadDataError, UsageError
 from dnnbrain_app.records import Trials
+from dnnbrain_app.responses.design import convolve_events
+from dnnbrain_app.responses.hrfs import get_kernels
 from dnnbrain_app.responses.nuisance import build_nuisance
 from dnnbrain_app.responses.options import ResponseOptions
 from dnnbrain_app.responses.runs import RunData
@@ -57,9 +59,9 @@ def simulate_runs(rng, n_voxels=8):
 
 
 def regress_explicitly(runs, trials, X, options):
-    """Nilearn's regressors of every stimulus, times features, without nuisance."""
+    """Features, times nilearn's regressors of every stimulus, and data; both without nuisance and the mean response."""
     n_delays = round(options.fir_length / TR) if options.hrf == "fir" else 1
-    rows = []
+    rows, data = [], []
     for index, run in enumerate(runs):
         D = np.zeros((len(run.bold), n_delays, len(STIMULI)))
         for i, name in enumerate(STIMULI):
@@ -68,8 +70,10 @@ def regress_explicitly(runs, trials, X, options):
                 events = np.array([trials.onset[own], trials.duration[own], np.ones(own.sum())])
                 D[:, :, i] = compute_regressor(events, options.hrf, run.frame_times, fir_delays=range(n_delays))[0]
         features = (D @ X).reshape(len(run.bold), -1)
-        rows.append(features - run.nuisance @ np.linalg.lstsq(run.nuisance, features, rcond=None)[0])
-    return np.concatenate(rows)
+        nuisance = np.hstack([run.nuisance, D.sum(axis=2)])
+        for parts, values in ((rows, features), (data, run.bold.astype(float))):
+            parts.append(values - nuisance @ np.linalg.lstsq(nuisance, values, rcond=1e-9)[0])
+    return np.concatenate(rows), np.concatenate(data)
 
 
 @pytest.mark.parametrize("film", [True, False], ids=["film", "events"])
@@ -78,7 +82,10 @@ def test_features_and_grams_are_those_of_nilearns_designs(rng, options, film):
     runs, trials = simulate_runs(rng), simulate_trials(rng, film=film)
     X = rng.standard_normal((60, 7)) + 2
     series = build_timeseries(runs, trials, STIMULI, options)
-    expected = regress_explicitly(runs, trials, X, options)
+    expected, data = regress_explicitly(runs, trials, X, options)
+    assert series.Y.dtype == np.float32
+    np.testing.assert_allclose(series.Y, data, atol=1e-4)
+    assert series.run.tolist() == [0] * 100 + [1] * 130
     found = convolve_features(X, series)
     assert found.shape == (sum(LENGTHS), 7 * len(series.designs))
     np.testing.assert_allclose(found, expected, atol=1e-8)
@@ -87,14 +94,29 @@ def test_features_and_grams_are_those_of_nilearns_designs(rng, options, film):
     np.testing.assert_allclose(K, K.T, atol=1e-10 * np.abs(K).max())
 
 
-def test_data_are_without_nuisance(rng):
-    runs, trials = simulate_runs(rng), simulate_trials(rng, film=True)
-    series = build_timeseries(runs, trials, STIMULI, HRF)
-    assert series.Y.dtype == np.float32
-    assert series.run.tolist() == [0] * 100 + [1] * 130
+@pytest.mark.parametrize("options", [HRF, FIR], ids=["hrf", "fir"])
+def test_scores_tell_what_features_add(rng, options):
+    """Means of features over stimuli do not matter, and a feature that is the same for all has nothing left."""
+    series = build_timeseries(simulate_runs(rng), simulate_trials(rng, film=False), STIMULI, options)
+    X = rng.standard_normal((60, 7)) + 5 * rng.standard_normal(7)
+    centred = X - X.mean(axis=0)
+    np.testing.assert_allclose(convolve_features(X, series), convolve_features(centred, series), atol=1e-9)
+    K = convolve_gram(X @ X.T, series)
+    np.testing.assert_allclose(K, convolve_gram(centred @ centred.T, series), atol=1e-10 * np.abs(K).max())
+    np.testing.assert_allclose(convolve_features(np.ones((60, 1)), series), 0, atol=1e-9)
+    assert np.abs(convolve_features(centred, series)).max() > 0.1
+
+
+def test_the_mean_response_is_not_predicted(rng):
+    """Voxels that answer to all stimuli alike are left with noise."""
+    trials, runs = simulate_trials(rng, film=False), simulate_runs(rng)
     for index, run in enumerate(runs):
-        expected = run.bold - run.nuisance @ np.linalg.lstsq(run.nuisance, run.bold.astype(float), rcond=None)[0]
-        np.testing.assert_allclose(series.Y[series.run == index], expected, atol=1e-4)
+        own = trials.run == index
+        x = convolve_events(trials.onset[own], trials.duration[own], run.frame_times, get_kernels("glover")[0])
+        run.bold[:, 0] = 100 + x.sum(axis=1)
+    Y = build_timeseries(runs, trials, STIMULI, HRF).Y
+    assert np.abs(Y[:, 0]).max() < 1e-4
+    assert Y[:, 1].std() > 0.5
 
 
 @pytest.mark.parametrize("options", [HRF, FIR], ids=["hrf", "fir"])

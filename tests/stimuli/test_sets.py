@@ -72,7 +72,6 @@ def test_attributes_of_others(folder: Path, caplog: pytest.LogCaptureFixture) ->
         ("https://x.org/a.png", BadDataError, ["is a URL"]),
         ("out.png", BadDataError, ["out.png", "link that leads out of the folder"]),
         ("away/secret.png", BadDataError, ["away/secret.png", "link that leads out of the folder"]),
-        ("Faces/B.PNG", MissingInputError, ["there is 'faces/b.png'", "case"]),
         ("nothing.png", MissingInputError, ["'nothing.png'", "--stimuli-dir", "1 of 2 stimuli"]),
         ("faces", MissingInputError, ["is a folder"]),
         ("annexed.png", MissingInputError, ["datalad get"]),
