@@ -16,7 +16,7 @@ from dnnbrain_app.dataset.index import find_units
 from dnnbrain_app.dataset.roots import find_raw
 from dnnbrain_app.derivatives.files import write_json
 from dnnbrain_app.derivatives.sidecars import read_json
-from dnnbrain_app.errors import DnnbrainError
+from dnnbrain_app.errors import BadDataError, DnnbrainError
 from dnnbrain_app.records import StimulusSet, Trials, Unit
 from dnnbrain_app.session import Session
 from dnnbrain_app.stimuli.mapping import read_stim_map
@@ -34,7 +34,18 @@ def gather_trials(unit: Unit, config: Config) -> Trials:
     options = config.stimuli
     if config.responses.model == "precomputed":
         return read_beta_trials(unit, options.column, options.trial_filter)
-    return build_trials(unit.runs, options.column, options.trial_filter)
+    trials = build_trials(unit.runs, options.column, options.trial_filter)
+    if config.responses.model != "timeseries":  # of which one film is enough
+        require_two(trials.stimulus, f"the events of {unit.label} name")
+    return trials
+
+
+def require_two(stimuli: Iterable[str], where: str) -> None:
+    """Refuse to compare a stimulus with itself."""
+    different = sorted(set(stimuli))
+    if len(different) < 2:
+        named = f"only {str(different[0])!r}" if different else "none"
+        raise BadDataError(f"{where} {named}; at least two different stimuli are needed")
 
 
 def find_stimuli_folder(config: Config) -> Path:
@@ -51,12 +62,15 @@ def map_stimuli(config: Config) -> dict[str, str] | None:
 def gather_stimuli(
     named: Iterable[str], folder: Path, session: Session, table: pd.DataFrame | None = None
 ) -> StimulusSet:
-    """Find the stimuli; what is known of their files is kept in the work folder, so that they are read once."""
+    """Find the stimuli; what is known of their files is kept in the work folder, so that they are read once.
+
+    At the stimulus level the names are those of files, with `table` or without.
+    """
     path = session.config.run.work_dir / f"stimuli-{__version__}.json"
     known = read_json(path)
     n_known = len(known)
     progress = partial(session.progress, "stimuli: files")
-    files = map_stimuli(session.config)
+    files = map_stimuli(session.config) if session.config.level == "participant" else None
     stimuli = find_stimuli(named, folder, table=table, files=files, known=known, progress=progress)
     if len(known) != n_known:
         write_json(path, known)

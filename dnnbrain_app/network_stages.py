@@ -19,9 +19,10 @@ from dnnbrain_app.derivatives.matrices import write_rdms
 from dnnbrain_app.derivatives.sidecars import describe_map, list_versions, make_uri
 from dnnbrain_app.derivatives.tables import write_channel_tables
 from dnnbrain_app.errors import MissingInputError, UsageError
+from dnnbrain_app.inputs import gather_stimuli, require_two
 from dnnbrain_app.records import Activations, StimulusSet
 from dnnbrain_app.session import Session
-from dnnbrain_app.stages import gather_rdms, gather_stimuli
+from dnnbrain_app.stages import gather_rdms
 from dnnbrain_app.stimuli.clips import read_frames
 from dnnbrain_app.stimuli.stim_files import StimFile, list_stimuli, read_stim_file
 
@@ -32,8 +33,11 @@ def gather_listed(session: Session) -> StimulusSet:
     """Find the stimuli: those of ``--stimulus-file``, else all images and clips in the folder of the stimuli."""
     if session.config.stimuli.file is None:
         folder = find_folder(session.config)
-        return gather_stimuli(list_stimuli(folder), folder, session)
+        found = list_stimuli(folder)
+        require_two(found, f"{folder} holds")
+        return gather_stimuli(found, folder, session)
     listed = read_stim_file(session.config.stimuli.file, session.config.stimuli.directory)
+    require_two(map(str, listed.names), f"{session.config.stimuli.file} lists")
     if listed.kind == "video":
         return gather_listed_frames(listed, session)
     return gather_stimuli(listed.names, listed.path, session, listed.table)

@@ -143,7 +143,8 @@ def read_responses(
             maps[stat] = read_maps(stem, space)[0]
     return ResponseReport(
         model=options.model,
-        n_repeated=int((np.unique(trials.stimulus.astype(str), return_counts=True)[1] > 1).sum()),
+        counts=np.unique(trials.stimulus.astype(str), return_counts=True)[1],
+        n_runs=len(trials.run_labels),
         maps=maps,
         min_reliability=options.min_reliability,
         library=name_library(options.hrf) if "hrf" in maps else {},
@@ -154,10 +155,10 @@ def read_responses(
 
 def has_frequent(trials: Trials) -> bool:
     """Whether a run shows a stimulus so often that it has a regressor of its own in the models of other trials."""
-    from dnnbrain_app.responses.single_trials import OFTEN
+    from dnnbrain_app.responses.weights import OFTEN
 
     shown = Counter(zip(trials.run, trials.stimulus, strict=True))
-    return max(shown.values()) >= OFTEN
+    return any(n >= OFTEN for n in shown.values())
 
 
 def name_library(hrf: str) -> dict[str, float]:
@@ -166,7 +167,8 @@ def name_library(hrf: str) -> dict[str, float]:
 
     step = 50
     peaks = [float(np.argmax(kernel(1.0, step)) / step) for kernel in build_library(hrf)]
-    titles = [f"{hrf} ({peaks[0]:.1f} s)", *(f"{peak:.1f} s" for peak in peaks[1:])]
+    assumed = {"glover": "Glover", "spm": "SPM"}[hrf]
+    titles = [f"{assumed} ({peaks[0]:.1f} s)", *(f"{peak:.1f} s" for peak in peaks[1:])]
     return dict(zip(titles, peaks, strict=True))
 
 

@@ -6,19 +6,18 @@ import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dnnbrain_app import __version__
+from dnnbrain_app.activations import FROM_FILE, gather_frames
 from dnnbrain_app.config import Config
 from dnnbrain_app.dataset.betas import read_betas
 from dnnbrain_app.dataset.confounds import read_confounds
 from dnnbrain_app.dataset.images import read_bold
 from dnnbrain_app.derivatives import names
-from dnnbrain_app.derivatives.files import write_atomically
 from dnnbrain_app.derivatives.ledger import digest_key, stamp
 from dnnbrain_app.derivatives.maps import name_maps, read_maps, write_maps
 from dnnbrain_app.derivatives.sidecars import describe_map, describe_space, list_versions, make_uri
@@ -39,6 +38,7 @@ from dnnbrain_app.records import (
 )
 from dnnbrain_app.responses.options import ResponseOptions
 from dnnbrain_app.session import Session
+from dnnbrain_app.stimuli.frames import expand_trials
 
 if TYPE_CHECKING:
     from dnnbrain_app.responses.runs import RunData
@@ -70,7 +70,8 @@ BETAS_SHARE = 3  # the part of the memory that betas may take before they go to 
 class Responses:
     """What the brain did: a row a stimulus (repeats averaged) or a volume, and where the columns lie.
 
-    With `series`, rows are volumes, and the activations of the stimuli must be convolved (`convolve_activations`).
+    With `series`, rows are volumes, and the activations of the stimuli must be convolved (`convolve_activations`);
+    `run_groups` then says which runs have shown the same stimuli.
     """
 
     unit: Unit
@@ -80,6 +81,7 @@ class Responses:
     stimuli: StimulusSet
     Y: Array
     series: TimeSeries | None = None
+    run_groups: Array | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -307,6 +309,7 @@ def read_timeseries(
     session: Session,
 ) -> Responses:
     """Read the runs themselves, without nuisance; what a network of images sees of a video are its frames."""
+    from dnnbrain_app.analyses.folds import group_runs
     from dnnbrain_app.responses.nuisance import build_nuisance
     from dnnbrain_app.responses.timeseries import build_timeseries
 
@@ -314,25 +317,18 @@ def read_timeseries(
     nuisances = [build_nuisance(read_confounds(run), run.frame_times, options)[0] for run in unit.runs]
     shown, seen = show_frames(network, trials, stimuli, session)
     series = build_timeseries(RunReader(unit, space, nuisances, session), shown, seen.ids, options)
-    return Responses(unit, space, atlas, trials, seen, series.Y, series)
+    contents = np.array(stimuli.digests, dtype=object)[stimuli.index(trials.stimulus)]
+    groups = group_runs(replace(trials, stimulus=contents))
+    return Responses(unit, space, atlas, trials, seen, series.Y, series, groups)
 
 
 def show_frames(network: str, trials: Trials, stimuli: StimulusSet, session: Session) -> tuple[Trials, StimulusSet]:
     """Take clips apart into frames, each a trial at its time, for a network of images."""
     from dnnbrain_app.networks.sources import takes_clips
-    from dnnbrain_app.stimuli.frames import expand_trials, find_frames
 
-    config = session.config
-    if takes_clips(network):
+    if network.startswith(FROM_FILE) or takes_clips(network):
         return trials, stimuli
-    frames = find_frames(
-        stimuli,
-        config.stimuli.frame_rate,
-        config.run.work_dir / "frames",
-        write=write_atomically,
-        n_jobs=session.n_cpus,
-        progress=partial(session.progress, "stimuli: frames"),
-    )
+    frames = gather_frames(stimuli, session)
     return expand_trials(trials, frames), frames.stimuli
 
 

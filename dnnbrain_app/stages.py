@@ -154,12 +154,13 @@ def fold_stimuli(responses: Responses, session: Session, rng: np.random.Generato
 
 def fold_volumes(responses: Responses, session: Session, rng: np.random.Generator) -> list[Array]:
     """Divide the volumes into folds of whole runs, or a single run into blocks."""
-    from dnnbrain_app.analyses.folds import group_runs, make_volume_folds
+    from dnnbrain_app.analyses.folds import make_volume_folds
 
     assert responses.series is not None  # the caller asked
+    assert responses.run_groups is not None
     step = min(run.repetition_time for run in responses.unit.runs)
     n_folds = session.config.encoding.n_folds
-    return make_volume_folds(responses.series.run, group_runs(responses.trials), step, n_folds, rng)
+    return make_volume_folds(responses.series.run, responses.run_groups, step, n_folds, rng)
 
 
 def write_encoding_regions(

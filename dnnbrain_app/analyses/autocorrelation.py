@@ -44,7 +44,7 @@ class SerialNoise:
         return replace(self, kept=self.kept[rows])
 
     def measure(self, U: Array) -> Array:
-        r"""Measure the variance of the noise along directions, :math:`u_i^\top M R M u_i` with :math:`M = I - Q Q^\top`.
+        r"""Measure the variance of the noise along directions, :math:`u_i^\top M R M u_i`, :math:`M = I - Q Q^\top`.
 
         Parameters
         ----------

@@ -132,8 +132,7 @@ def build_trials(runs: Sequence[Run], column: str, trial_filter: str = "") -> Tr
     Raises
     ------
     BadDataError
-        If a table has no such column, a trial has no onset, there are fewer than two different stimuli, or the filter
-        does not fit the tables.
+        If a table has no such column, a trial has no onset, there is no trial, or the filter does not fit the tables.
     UsageError
         If the filter is no condition.
     """
@@ -154,10 +153,9 @@ def build_trials(runs: Sequence[Run], column: str, trial_filter: str = "") -> Tr
         names.append(shown[column].to_numpy(object))
         numbers.append(np.full(len(shown), number))
     stimulus = spell_names(_concatenate(names))
-    if len(set(stimulus)) < 2:
-        named = f"only {str(stimulus[0])!r}" if len(stimulus) else "none"
+    if not len(stimulus):
         where = ", ".join(str(run.events) for run in runs[:3])
-        raise BadDataError(f"{where}: column {column!r} names {named}; at least two different stimuli are needed")
+        raise BadDataError(f"{where}: column {column!r} names no stimulus in any row")
     run_labels = tuple(_label_run(run) for run in runs)
     return Trials(
         _concatenate(onsets), _concatenate(durations), stimulus, _concatenate(numbers).astype(int), run_labels

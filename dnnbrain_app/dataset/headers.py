@@ -16,14 +16,15 @@ from xml.parsers.expat import ExpatError
 import nibabel as nib
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
+from nibabel.freesurfer.mghformat import MGHError
+from nibabel.spatialimages import HeaderDataError, ImageDataError
 from nibabel.wrapstruct import WrapStructError
 
 from dnnbrain_app.errors import BadDataError, MissingInputError
 
 _DAMAGE = (
     *(OSError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError),
-    *(zlib.error, ImageFileError, HeaderDataError, WrapStructError, ExpatError),
+    *(zlib.error, ImageFileError, HeaderDataError, ImageDataError, WrapStructError, MGHError, ExpatError),
 )
 _SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
 _AFNI_SECONDS = {77001: 1e-3, 77002: 1.0}

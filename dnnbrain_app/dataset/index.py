@@ -149,7 +149,8 @@ def _is_bold(file: File, query: Query) -> bool:
     entities = file.entities
     if entities["extension"] not in _BOLD or entities["suffix"] not in ("bold", "preproc"):
         return False
-    if "echo" in entities and "echo" not in query:
+    # variant- is what fMRIPrep before 1.2 called data that ICA-AROMA had smoothed and cleaned
+    if ("echo" in entities and "echo" not in query) or "variant" in entities:
         return False
     return "desc" in query or entities["suffix"] == "preproc" or entities.get("desc") in _BOLD[entities["extension"]]
 
@@ -270,7 +271,7 @@ def _build_run(
     root = next(root for root in derived.sidecars if files[0].path.startswith(f"{root}/"))
     # of the sidecars beside the data, those of other spaces do not apply: their entities differ
     found = derived.sidecars[root].find_all(files[0].entities)
-    sidecar = read_sidecars(file.path for file in found)
+    sidecar = read_sidecars(file.path for file in found if _speaks_of(file, files[0]))
     if not {"RepetitionTime", "VolumeTiming"} & sidecar.keys():
         sidecar = read_sidecars(file.path for file in raw.sidecars.find_all(entities)) | sidecar
     repetition_time, start_time = resolve_timing(paths[0], header, sidecar)
@@ -285,6 +286,11 @@ def _build_run(
         start_time=start_time,
         n_volumes=header.n_volumes,
     )
+
+
+def _speaks_of(sidecar: File, data: File) -> bool:
+    """Whether a sidecar is for this kind of file: ``.dtseries.json``, of fMRIPrep to 21, is for ``.dtseries.nii``."""
+    return data.entities["extension"].startswith(sidecar.entities["extension"].removesuffix(".json"))
 
 
 def _name_outputs(runs: Sequence[Run], variant: Variant) -> dict[str, str]:

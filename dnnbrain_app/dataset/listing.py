@@ -111,8 +111,9 @@ def _query(root: Path, participants: Sequence[str], database: Path) -> list[str]
     try:
         layout = BIDSLayout(root, validate=False, database_path=database, indexer=indexer)
     except Exception as error:  # pybids and SQLite raise many kinds
+        reason = str(error).partition("\n")[0]
         raise UsageError(
-            f"--bids-database-dir {database}: pybids cannot use it ({error}); remove it, or leave the option out"
+            f"--bids-database-dir {database}: pybids cannot use it ({reason}); remove it, or leave the option out"
         ) from error
     if Path(layout.root).resolve() != root.resolve():
         raise UsageError(

@@ -37,8 +37,8 @@ class DatasetOptions:
         default=None,
         metadata={
             "doc": (
-                "NiPreps filter file (JSON): queries bold, events, mask, confounds, betas; null means the entity must be "
-                'absent, "*" anything.'
+                "NiPreps filter file (JSON): queries bold, events, mask, confounds, betas; null means the entity must "
+                'be absent, "*" anything.'
             )
         },
     )

@@ -55,20 +55,16 @@ def resolve_timing(path: Path, header: Header, sidecar: dict[str, Any]) -> tuple
     -------
     repetition_time, start_time : float
         Seconds. Without ``StartTime``, slice-time corrected data (fMRIPrep before 21) start in the middle of the first
-        volume, others at 0.
+        volume, others at its start: 0, or where ``VolumeTiming`` begins.
 
     Raises
     ------
     BadDataError
         If sidecar and header disagree by more than 1 ms and 0.1 %, or neither says.
     """
-    given = _read_number(sidecar, "RepetitionTime", path)
-    timing = sidecar.get("VolumeTiming")
-    if given is None and timing:
-        steps = np.diff(np.asarray(timing, dtype=float))
-        if len(steps) == 0 or np.ptp(steps) > 1e-3:
-            raise BadDataError(f"{path}: VolumeTiming is uneven; only a constant repetition time is supported")
-        given = float(steps.mean())
+    given, first = _read_number(sidecar, "RepetitionTime", path), 0.0
+    if given is None and sidecar.get("VolumeTiming"):
+        given, first = _read_volume_timing(sidecar["VolumeTiming"], path)
     if given is not None and given <= 0:
         raise BadDataError(f"{path}: RepetitionTime {given} in the sidecar; it must be positive")
     measured = header.repetition_time
@@ -82,8 +78,22 @@ def resolve_timing(path: Path, header: Header, sidecar: dict[str, Any]) -> tuple
         )
     start = _read_number(sidecar, "StartTime", path)
     if start is None:
-        start = repetition_time / 2 if sidecar.get("SliceTimingCorrected") is True else 0.0
+        start = first + (repetition_time / 2 if sidecar.get("SliceTimingCorrected") is True else 0.0)
     return repetition_time, start
+
+
+def _read_volume_timing(timing: Any, path: Path) -> tuple[float, float]:
+    """Return the step of even times, and the first of them."""
+    try:
+        times = np.asarray(timing, dtype=float)
+        steps = np.diff(times)
+    except (TypeError, ValueError) as error:
+        raise BadDataError(
+            f"{path}: VolumeTiming is {timing!r} in the sidecar; it must be a list of seconds"
+        ) from error
+    if len(steps) == 0 or np.ptp(steps) > 1e-3:
+        raise BadDataError(f"{path}: VolumeTiming is uneven; only a constant repetition time is supported")
+    return float(steps.mean()), float(times[0])
 
 
 def _read_number(sidecar: dict[str, Any], key: str, path: Path) -> float | None:

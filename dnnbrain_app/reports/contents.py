@@ -115,8 +115,10 @@ class ResponseReport:
     ----------
     model : str
         As in the responses' options.
-    n_repeated : int
-        Stimuli with two or more trials.
+    counts : array of int, shape (n_stimuli,)
+        Trials of each stimulus.
+    n_runs : int
+        Runs that the trials are of.
     maps : mapping of str to array of shape (n_voxels,)
         Those there are: ``noiseceiling`` (share of variance), ``reliability``, ``ncsnr``, ``fraction`` (of ridge) and
         ``hrf`` (number in the library, from 1).
@@ -131,12 +133,18 @@ class ResponseReport:
     """
 
     model: str
-    n_repeated: int = 0
+    counts: Array = field(default_factory=lambda: np.zeros(0, dtype=int))
+    n_runs: int = 1
     maps: Mapping[str, Array] = field(default_factory=dict)
     min_reliability: float = 0.0
     library: Mapping[str, float] = field(default_factory=dict)
     regions: Mapping[str, Array] = field(default_factory=dict)
     has_frequent: bool = False
+
+    @property
+    def n_repeated(self) -> int:
+        """Stimuli with two or more trials."""
+        return int((self.counts > 1).sum())
 
     @property
     def has_ceiling(self) -> bool:

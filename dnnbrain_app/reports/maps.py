@@ -18,6 +18,7 @@ from dnnbrain_app.reports.slices import paint_slices
 from dnnbrain_app.reports.surfaces import View, choose_scale, rasterise_views
 
 _VIEW_WIDTH = 600  # pixels: twice what the page shows
+_FAINT = 0.45  # opacity
 _SIDES = {"L": "Left", "R": "Right"}
 
 
@@ -116,7 +117,9 @@ class Painter:
         self._unit = unit
         self._volumes = [part for part in unit.space.parts if not part.is_surface]
 
-    def paint_score(self, values: Array, shown: Array, label: str, highest: float | None = None) -> BrainMap:
+    def paint_score(
+        self, values: Array, shown: Array, label: str, *, highest: float | None = None, faint: Array | None = None
+    ) -> BrainMap:
         """Paint a score that begins at 0.
 
         Parameters
@@ -129,11 +132,13 @@ class Painter:
             Its name, for the colour bar.
         highest : float, optional
             End of the colour bar; without it, one that few of the values shown exceed.
+        faint : bool array of shape (n_voxels,), optional
+            Voxels that are hinted at where they are not shown.
         """
         highest = highest or choose_highest(values[shown])
         inferno = matplotlib.colormaps["inferno"]
         colours = inferno(0.12 + 0.86 * np.clip(np.nan_to_num(values) / highest, 0, 1))
-        colours[:, 3] = shown
+        colours[:, 3] = shown if faint is None else np.where(shown, 1, _FAINT * faint)
         stops = tuple(write_hex(inferno(0.12 + 0.86 * t)) for t in np.linspace(0, 1, 17))
         saturated = bool(values[shown].max(initial=0.0) > highest)
         return BrainMap(*self._paint(colours), ScoreLegend(label, stops, highest, saturated), int(shown.sum()))

@@ -169,9 +169,7 @@ def _describe_encoding(facts: MethodsFacts, cite: Cite) -> list[str]:
     if model is None:
         return []
     is_timeseries = facts.responses is not None and facts.responses.model == "timeseries"
-    predicted, features = (
-        ("the volumes", "convolved activations") if is_timeseries else ("the responses", "activations")
-    )
+    data, features = ("volumes", "convolved activations") if is_timeseries else ("responses", "activations")
     kept = "no stimulus was ever in two folds"
     if model.folds_by != "stimulus":
         kept = f"stimuli that share a {model.folds_by} were kept in one fold"
@@ -181,16 +179,16 @@ def _describe_encoding(facts: MethodsFacts, cite: Cite) -> list[str]:
         if facts.n_runs == 1:
             held_out, kept = "parts of the run", "the 20 s between two parts were left out"
     said = [
-        f"For each layer, {predicted} of each voxel were predicted from the layer's {features} by ridge regression.",
+        f"For each layer, the {data} of each voxel were predicted from the layer's {features} by ridge regression.",
         f"Predictions were made for held-out {held_out} in {model.n_folds}-fold cross-validation; {kept}.",
         (
             "Within each training set, a penalty was chosen for each voxel by generalised cross-validation "
-            f"{cite('gcv')} from {model.n_alphas} values, logarithmically spaced from {write_power(model.alpha_min)} to "
-            f"{write_power(model.alpha_max)} times the mean eigenvalue of the training kernel."
+            f"{cite('gcv')} from {model.n_alphas} values, logarithmically spaced from {write_power(model.alpha_min)} "
+            f"to {write_power(model.alpha_max)} times the mean eigenvalue of the training kernel."
         ),
         (
-            f"The score was the Pearson correlation between predicted and measured {predicted.removeprefix('the ')}, averaged over folds; "
-            "the coefficient of determination was computed as well."
+            f"The score was the Pearson correlation between predicted and measured {data}, averaged over folds; the "
+            "coefficient of determination was computed as well."
         ),
     ]
     if model.q is not None:

@@ -17,15 +17,10 @@ from dnnbrain_app.reports.matrices import choose_grouping, draw_design, draw_rdm
 from dnnbrain_app.reports.profiles import draw_profile
 from dnnbrain_app.reports.reliability import ResponsePage, draw_responses, find_ceilings
 from dnnbrain_app.reports.vector import Drawing
+from dnnbrain_app.reports.wording import ELEMENTS, space_thousands
 
 COMPARISONS = {"pearson": "Pearson r", "spearman": "Spearman ρ", "rho-a": "ρₐ"}
-ELEMENTS = {"cifti": "grayordinates", "gifti": "vertices", "nifti": "voxels"}
 _MAX_REGIONS = 6  # whose RDMs are drawn
-
-
-def space_thousands(n: int) -> str:
-    """Write a number with a thin space every three digits."""
-    return f"{n:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

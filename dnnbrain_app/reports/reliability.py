@@ -8,14 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.stats import f as f_distribution
+from scipy.stats import false_discovery_control
 
 from dnnbrain_app.records import Array
 from dnnbrain_app.reports.contents import ResponseReport, UnitReport
 from dnnbrain_app.reports.maps import BrainMap, Painter
 from dnnbrain_app.reports.vector import COLOURS, INK, LINE, MUTED, Drawing, drawing_style, finish_drawing, shorten
+from dnnbrain_app.reports.wording import ELEMENTS, space_thousands
 
-SOLID = 0.1  # noise ceiling from which on a voxel has responses of which a shape can be told
+Q = 0.05  # false discovery rate of voxels that respond to stimuli
+UNCORRECTED = 0.05  # p value below which a voxel is hinted at
 MAX_ROWS = 30
+_LEFT_OUT = "#a9aeb5"
 _LEAST = -0.5  # what is less reliable is drawn here
 
 NO_CEILING = {
@@ -67,14 +72,14 @@ def draw_responses(stem: str, unit: UnitReport, painter: Painter) -> ResponsePag
     hrf = _draw_hrfs(report, painter)
     if not report.has_ceiling:
         return ResponsePage(report, tiles, NO_CEILING.get(report.model, NO_REPEATS), hrf=hrf)
-    ceiling = report.maps["noiseceiling"]
-    label = "Noise ceiling: share of the variance of averaged responses, 0 to 1"
+    p = compare_stimuli(report)
+    label = "Share of the variance of averaged responses"
     reliability = report.maps.get("reliability", np.zeros(0))
     return ResponsePage(
         report,
         tiles,
-        _tell_left_out(report),
-        painter.paint_score(ceiling, np.nan_to_num(ceiling) > 0, label, 1.0),
+        _tell_left_out(report, ELEMENTS[unit.space.format]),
+        painter.paint_score(report.maps["noiseceiling"], find_responsive(p), label, highest=1.0, faint=p < UNCORRECTED),
         hrf,
         _draw_histogram(f"{stem}-reliability", report) if np.isfinite(reliability).any() else None,
         _draw_regions(f"{stem}-noiseceiling", find_ceilings(report)) if report.regions else None,
@@ -86,6 +91,35 @@ def find_left_out(report: ResponseReport) -> Array:
     if not report.min_reliability or "reliability" not in report.maps:
         return np.zeros(len(next(iter(report.maps.values()), ())), dtype=bool)
     return np.asarray(~(report.maps["reliability"] >= report.min_reliability))
+
+
+def compare_stimuli(report: ResponseReport) -> Array:
+    r"""Test whether responses differ between stimuli, by the analysis of variance behind the noise ceiling.
+
+    .. math:: F = 1 + n_0 \, \mathrm{ncsnr}^2, \quad n_0 = \frac{N - \sum_i n_i^2 / N}{k - 1}
+
+    of :math:`N` trials of :math:`k` stimuli, shown :math:`n_i` times each, with :math:`k - 1` and :math:`N - k -
+    (n_{runs} - 1)` degrees of freedom.
+
+    Returns
+    -------
+    array of shape (n_voxels,)
+        p values; NaN where nothing repeats, and in voxels without signal.
+    """
+    ncsnr, n = report.maps.get("ncsnr", np.zeros(0)), report.counts
+    freedom = n.sum() - len(n) - (report.n_runs - 1)
+    if freedom <= 0 or len(n) < 2:
+        return np.full(len(ncsnr), np.nan)
+    n0 = (n.sum() - np.square(n).sum() / n.sum()) / (len(n) - 1)
+    return np.asarray(f_distribution.sf(1 + n0 * np.square(ncsnr, dtype=np.float64), len(n) - 1, freedom))
+
+
+def find_responsive(p: Array) -> Array:
+    """Find the voxels that respond to stimuli, (n_voxels,), at a false discovery rate of 5 %, by their p values."""
+    known = np.isfinite(p)
+    responsive = np.zeros(len(p), dtype=bool)
+    responsive[known] = false_discovery_control(p[known]) <= Q
+    return responsive
 
 
 def find_ceilings(report: ResponseReport) -> dict[str, Array]:
@@ -102,25 +136,27 @@ def _list_numbers(unit: UnitReport, report: ResponseReport) -> tuple[tuple[str, 
         return ()
     listed = [("Stimuli repeated", f"{report.n_repeated} of {unit.n_stimuli}")]
     if report.has_ceiling:
-        reliability, ceiling = report.maps.get("reliability", np.zeros(0)), report.maps["noiseceiling"]
-        solid = np.nan_to_num(ceiling) >= SOLID
+        reliability, responsive = report.maps.get("reliability", np.zeros(0)), find_responsive(compare_stimuli(report))
         if np.isfinite(reliability).any():
             listed.append(("Median reliability", f"{np.nanmedian(reliability):.2f}".replace("-", "−")))
-        listed.append((f"Noise ceiling of {SOLID:g} or more", f"{100 * solid.mean():.1f} %"))
-        if np.isfinite(report.maps.get("fraction", np.zeros(0))[solid]).any():
-            listed.append(("Median ridge fraction, there", f"{np.nanmedian(report.maps['fraction'][solid]):.2f}"))
+        listed.append(("Responsive", f"{100 * responsive.mean():.1f} %"))
+        if responsive.any():
+            listed.append(("Median ceiling there", f"{np.median(report.maps['noiseceiling'][responsive]):.2f}"))
+        if "fraction" in report.maps and responsive.any():
+            listed.append(("Median ridge fraction there", f"{np.nanmedian(report.maps['fraction'][responsive]):.2f}"))
     if report.min_reliability:
         listed.append(("Left out", f"{100 * find_left_out(report).mean():.1f} %"))
     return tuple(listed)
 
 
-def _tell_left_out(report: ResponseReport) -> str:
+def _tell_left_out(report: ResponseReport, elements: str) -> str:
     if not report.min_reliability:
         return ""
     left_out = find_left_out(report)
+    counted = f"{space_thousands(int(left_out.sum()))} of {space_thousands(len(left_out))} {elements}"
     return (
-        f"Voxels whose reliability is below {report.min_reliability:g}, or not known, were left out of every analysis: "
-        f"{left_out.sum()} of {len(left_out)}."
+        f"{counted} were left out of every analysis, as their reliability is below {report.min_reliability:g} or not "
+        "known. The ceilings of those that remain, which were chosen in the same data, are a little too high."
     )
 
 
@@ -130,7 +166,7 @@ def _draw_hrfs(report: ResponseReport, painter: Painter) -> BrainMap | None:
         return None
     shown = np.isfinite(report.maps["hrf"])
     if report.has_ceiling:
-        shown &= np.nan_to_num(report.maps["noiseceiling"]) >= SOLID
+        shown &= find_responsive(compare_stimuli(report))
     order = np.argsort(list(report.library.values()), kind="stable")
     number = np.nan_to_num(report.maps["hrf"], nan=1.0).astype(int) - 1
     names = tuple(list(report.library)[i] for i in order)
@@ -150,8 +186,9 @@ def _draw_histogram(name: str, report: ResponseReport) -> Drawing:
         weights = np.full(len(values), 100 / len(values))
         clipped = np.clip(values, _LEAST, 1)
         kept = values >= (least or -np.inf)
-        for bars, colour in ((kept, COLOURS[0]), (~kept, MUTED)):
+        for bars, colour in ((kept, COLOURS[0]), (~kept, _LEFT_OUT)):
             axes.hist(clipped[bars], edges, weights=weights[bars], color=colour, rwidth=0.9)
+        axes.set_ylim(0, 1.18 * axes.get_ylim()[1])
         _mark(axes, middle, f"median {middle:.2f}".replace("-", "−"), INK)
         if least:
             _mark(axes, least, f"least {least:g}", MUTED, lower=True)
@@ -189,7 +226,7 @@ def _draw_regions(name: str, ceilings: Mapping[str, Array]) -> Drawing | None:
     told = ", ".join(f"{region} {ceilings[region][1]:.2f}" for region in regions)
     alt = f"Median noise ceiling by region: {told}."
     with drawing_style(name):
-        figure = Figure(figsize=(6.0, max(3.6, 1.3 + 0.2 * len(regions))), layout="constrained")
+        figure = Figure(figsize=(6.0, 1.7 + 0.22 * max(len(regions), 4)), layout="constrained")
         axes = figure.add_subplot()
         rows = np.arange(len(regions))
         axes.hlines(rows, quartiles[:, 0], quartiles[:, 2], color=COLOURS[0], linewidth=2.2, alpha=0.55)

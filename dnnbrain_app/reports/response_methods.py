@@ -45,8 +45,8 @@ def _describe_model(model: ResponseFacts, cite: Cite) -> str:
         )
     if model.model == "lsa":
         return (
-            "Responses to single trials were estimated by least squares, from one model a run with a regressor for each "
-            f"trial {cite('lss')}."
+            "Responses to single trials were estimated by least squares, from one model a run with a regressor for "
+            f"each trial {cite('lss')}."
         )
     if model.model == "glmsingle":
         return _describe_glmsingle(model, cite)
@@ -97,8 +97,8 @@ def _describe_hrf(model: ResponseFacts, cite: Cite) -> list[str]:
     if derivatives:
         to = enumerate_phrases([_DERIVATIVES[name] for name in derivatives])
         said.append(
-            f"Its derivatives to {to} {cite('derivatives')} were further regressors, made orthogonal to it; the response "
-            "is the weight of the function itself."
+            f"Its derivatives to {to} {cite('derivatives')} were further regressors, made orthogonal to it; the "
+            "response is the weight of the function itself."
         )
     return said
 

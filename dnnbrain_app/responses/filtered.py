@@ -13,7 +13,6 @@ from dnnbrain_app.responses.noise import BINS, BLOCK, whiten
 from dnnbrain_app.responses.options import ResponseOptions
 from dnnbrain_app.responses.runs import RunData, Series, project_out, read_runs
 from dnnbrain_app.responses.single_trials import estimate_rho
-from dnnbrain_app.responses.weights import group_trials, sum_groups
 
 
 class FilteredRun:
@@ -60,7 +59,7 @@ class FilteredRun:
         if rho is None:
             rho = 0.0
             if options.noise_model == "ar1":
-                every = estimate_rho(self._series, Q, sum_groups(designs[0], group_trials(trials.stimulus)))
+                every = estimate_rho(self._series, Q, designs[0], trials.stimulus)
                 rho = max(0.0, float(np.trunc(np.nanmedian(every) * BINS)) / BINS)
         self.rho = rho
         self.Q = np.linalg.qr(whiten(run.nuisance, rho))[0]

@@ -118,8 +118,9 @@ def correlate_halves(
 
     .. math:: \rho = \frac{m r}{1 + (m - 1) |r|}, \quad m = \frac{\overline{1 / h_i}}{\overline{1 / n_i}}
 
-    with :math:`|r|`, so that noise is 0 on average and nothing is below -1. It estimates the same as `NoiseCeiling.ceiling` (:math:`m = 2` for an even number of repeats). Stimuli without
-    repeats are left out; offsets of runs are treated as in `estimate_noise_ceiling`.
+    with :math:`|r|`, so that noise is 0 on average and nothing is below -1. It estimates the same as
+    `NoiseCeiling.ceiling` (:math:`m = 2` for an even number of repeats). Stimuli without repeats are left out; offsets
+    of runs are treated as in `estimate_noise_ceiling`.
 
     Parameters
     ----------

@@ -136,7 +136,7 @@ def _fit_separately(run: RunData, trials: Trials, options: ResponseOptions, labe
     def weigh(rho: float) -> Array:
         return weigh_separately(whiten(design, rho), whiten(run.nuisance, rho), groups)[0]
 
-    return _apply_weights(weigh, len(trials), run, sum_groups(design, groups), options, label)[estimable], estimable
+    return _apply_weights(weigh, run, design, trials, options, label)[estimable], estimable
 
 
 def _fit_jointly(run: RunData, trials: Trials, options: ResponseOptions, label: str) -> tuple[Array, Array]:
@@ -167,19 +167,18 @@ def _fit_jointly(run: RunData, trials: Trials, options: ResponseOptions, label: 
     def weigh(rho: float) -> Array:
         return weigh_jointly(whiten(design, rho), whiten(nuisance, rho))
 
-    sums = sum_groups(design, group_trials(trials.stimulus))
-    return _apply_weights(weigh, len(trials), run, sums, options, label), estimable
+    return _apply_weights(weigh, run, design, trials, options, label), estimable
 
 
 def _apply_weights(
-    weigh: Callable[[float], Array], n_trials: int, run: RunData, sums: Array, options: ResponseOptions, label: str
+    weigh: Callable[[float], Array], run: RunData, design: Array, trials: Trials, options: ResponseOptions, label: str
 ) -> Array:
     """Multiply the time series by weights, one matrix a bin of voxels; `weigh` makes it for an autocorrelation."""
     series = Series(run.bold, options.scaling, label)
     rho = np.zeros(run.bold.shape[1])
     if options.noise_model == "ar1":
-        rho = estimate_rho(series, np.linalg.qr(run.nuisance)[0], sums)
-    betas = np.empty((n_trials, len(rho)), dtype=np.float32)
+        rho = estimate_rho(series, np.linalg.qr(run.nuisance)[0], design, trials.stimulus)
+    betas = np.empty((len(trials), len(rho)), dtype=np.float32)
     for value, blocks in bin_voxels(rho):
         weights = whiten_weights(weigh(value), value)
         for voxels in blocks:
@@ -187,8 +186,8 @@ def _apply_weights(
     return betas
 
 
-def estimate_rho(series: Series, Q: Array, sums: Array) -> Array:
-    """Estimate each voxel's autocorrelation from the residuals of a model with a regressor for each group of trials.
+def estimate_rho(series: Series, Q: Array, design: Array, stimulus: Array) -> Array:
+    """Estimate each voxel's autocorrelation from the residuals of a model with a regressor a group (`group_trials`).
 
     Parameters
     ----------
@@ -196,13 +195,15 @@ def estimate_rho(series: Series, Q: Array, sums: Array) -> Array:
         Of the run.
     Q : array of shape (n_frames, n_regressors)
         Orthonormal basis of the nuisance.
-    sums : array of shape (n_frames, n_groups)
-        From `sum_groups`.
+    design : array of shape (n_frames, n_trials)
+        One column a trial.
+    stimulus : array of shape (n_trials,)
+        Shown in each trial.
 
     Returns
     -------
     array of shape (n_voxels,)
     """
-    # the nuisance may explain all of a group, or a run have no trials
-    basis = np.hstack([Q, decompose(project_out(Q, sums))[0]])
+    sums = sum_groups(project_out(Q, design), group_trials(stimulus))
+    basis = np.hstack([Q, decompose(sums)[0]])  # the nuisance may explain all of a group
     return np.concatenate([estimate_autocorrelation(project_out(basis, Y)) for _, Y in series])

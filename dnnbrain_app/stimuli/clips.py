@@ -16,7 +16,7 @@ from PIL import Image
 
 from dnnbrain_app.errors import BadDataError, UsageError
 from dnnbrain_app.records import StimulusSet
-from dnnbrain_app.stimuli.images import check_size, make_rgb, open_image, opening_image
+from dnnbrain_app.stimuli.images import check_size, make_rgb, open_image, opening_image, read_image
 from dnnbrain_app.stimuli.videos import (
     MAX_FRAMES,
     convert_picture,
@@ -88,7 +88,7 @@ def read_clip(path: Path, n_frames: int) -> list[Image.Image]:
 
     Frame :math:`i` of :math:`n` is the one on the screen at :math:`(i + 1/2) / n` of the duration, by the times at
     which the frames are to be shown: the last one that has come up by then. A clip with a constant rate and :math:`n`
-    frames gives each of them; one with fewer frames repeats some. Times are compared as integers, so the choice does
+    frames gives each of them; one with fewer frames repeats some. Times are compared as fractions, so the choice does
     not depend on rounding.
 
     Parameters
@@ -183,10 +183,13 @@ def opening_clip(path: Path) -> Iterator[Clip]:
             convert = partial(convert_picture, stream=stream)
             yield Clip(start, duration, tick, decode_video(container, stream), convert)
         return
+    if not is_clip(path):
+        yield Clip(0, 1, Fraction(1), [(0, path)], read_image)
+        return
     with opening_image(path), open_image(path) as image:
         check_size(*image.size)
         first = int(getattr(image, "default_image", False))  # of a PNG: shown where animations are not
-        numbers = range(first, getattr(image, "n_frames", 1)) if _is_animated(image) else range(1)
+        numbers = range(first, getattr(image, "n_frames", 1))
         times = [0]
         for number in numbers:
             _show(image, number)

@@ -128,7 +128,7 @@ def find_frames(
 
     def cut(path: Path, digest: str) -> tuple[Path, list[_Frame]]:
         place = folder / digest[:32] / f"{float(rate)}"
-        return place, _find_list(place) or _cut_clip(path, rate, place, write) if is_clip(path) else []
+        return place, (_find_list(place) or _cut_clip(path, rate, place, write)) if is_clip(path) else []
 
     found: list[tuple[Path, list[_Frame]]] = []
     with ThreadPoolExecutor(n_jobs) as pool:

@@ -55,8 +55,13 @@ def read_stim_map(path: Path, column: str) -> dict[str, str]:
     return files
 
 
-def map_names(names: Sequence[str], files: Mapping[str, str]) -> dict[str, str]:
-    """Find the file of each name, by text, else by number (``46003.0`` is ``46003``); those without are left out."""
+def map_names(names: Sequence[str], files: Mapping[str, str] | None) -> dict[str, str]:
+    """Find the file of each name: the name itself where there is no table, else by text, else by number.
+
+    ``46003.0`` is ``46003``. Names without a file are left out.
+    """
+    if files is None:
+        return dict(zip(names, names, strict=True))
     keys = list(files)
     rows = match_rows(keys, names)
     return {name: files[keys[row]] for name, row in zip(names, rows, strict=True) if row is not None}

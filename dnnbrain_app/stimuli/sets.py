@@ -73,14 +73,14 @@ def find_stimuli(
         If the folder or files are absent, or a name has no file in ``files``.
     BadDataError
         If a path leads out of the folder (links into the dataset's git annex are followed), a name could mean several
-        files, a file is empty, is neither image nor video, or is too large; or there are fewer than two stimuli. All
+        files, a file is empty, is neither image nor video, or is too large; or there are no stimuli. All
         failures are counted, the first ten of each kind listed.
     """
     ids = sorted(set(map(str, names)))
-    if len(ids) < 2:
-        raise BadDataError(f"at least two different stimuli are needed, not {len(ids)} ({', '.join(ids) or 'none'})")
+    if not ids:
+        raise BadDataError("no stimuli are named")
     folder, known = Folder(directory), {} if known is None else known
-    mapped = dict(zip(ids, ids, strict=True)) if files is None else map_names(ids, files)
+    mapped = map_names(ids, files)
     paths, digests = [], []
     remarks: dict[str, list[str]] = defaultdict(list)
     failures: dict[type[DnnbrainError], list[str]] = defaultdict(list)
@@ -111,7 +111,7 @@ def find_missing(names: Iterable[str], directory: Path, files: Mapping[str, str]
     if not directory.is_dir():
         return ids
     folder, missing = Folder(directory), []
-    mapped = dict(zip(ids, ids, strict=True)) if files is None else map_names(ids, files)
+    mapped = map_names(ids, files)
     for name in ids:
         try:
             folder.locate(_require_file(name, mapped))

@@ -18,7 +18,7 @@ OPTIONS = EncodingOptions(n_null=256)
 
 
 @pytest.fixture
-def Q(rng):
+def Q():  # noqa: N802, the letter of the equation
     """A constant and a drift of each run."""
     basis = np.linalg.qr(np.c_[np.ones(N_VOLUMES), np.arange(N_VOLUMES)])[0]
     return csr_array(np.kron(np.eye(N_RUNS), basis))
@@ -39,7 +39,7 @@ def make_gram(X):
 
 
 def hold_out_runs():
-    return [np.flatnonzero(RUN == run) for run in range(N_RUNS)]
+    return [np.flatnonzero(run == RUN) for run in range(N_RUNS)]
 
 
 def test_variance_along_directions_is_that_of_the_full_covariance(rng, Q):
@@ -91,7 +91,7 @@ def test_permuted_volumes_keep_their_neighbours(rng):
     null = permute_responses(8, 16, rng, RUN)
     turned = null.draw(Y, slice(0, 8))(np.arange(len(RUN)))
     for run in range(N_RUNS):
-        rows = RUN == run
+        rows = run == RUN
         shifts = [k for k in range(N_VOLUMES) if np.array_equal(turned[rows], np.roll(Y[rows], k, axis=0))]
         assert len(shifts) == 1
         assert shifts[0] > 0

@@ -152,7 +152,7 @@ def test_blocks_of_a_single_run_keep_their_distance(rng):
 
 
 def test_runs_that_all_show_the_same_cannot_be_divided(rng):
-    with pytest.raises(BadDataError, match="no run can be held out without its stimuli; .* .--response-model lss"):
+    with pytest.raises(BadDataError, match=r"no run can be held out without its stimuli; .* \(--response-model lss"):
         make_volume_folds(np.repeat([0, 1], 50), group_runs(make_shown("ab", "ab")), 2.0, 10, rng)
 
 

@@ -174,6 +174,14 @@ class TestVolumes:
         with pytest.raises(MissingInputError, match=r"bold\+orig\.HEAD: does not exist"):
             find(func)
 
+    @pytest.mark.parametrize(
+        "head", ["", "nonsense", "type = integer-attribute\nname = DATASET_RANK\ncount = 2\n3 4\n"]
+    )
+    def test_a_head_that_says_nothing(self, func: Path, data: np.ndarray, head: str) -> None:
+        write_afni(func / f"{STEM}_bold+orig.BRIK", data).with_suffix(".HEAD").write_text(head)
+        with pytest.raises(BadDataError, match=r"bold\+orig\.BRIK: cannot be read"):
+            find(func)
+
     @pytest.mark.parametrize("name", ["bold+orig.BRIK", "bold+orig.BRIK.gz", "bold.mgh", "bold.mgz"])
     def test_a_file_that_is_cut_off(self, func: Path, data: np.ndarray, name: str) -> None:
         write = write_mgh if ".mg" in name else write_afni

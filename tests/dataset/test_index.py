@@ -234,6 +234,7 @@ class TestTiming:
             ({"RepetitionTime": 2.0, "SliceTimingCorrected": True}, 2.0, (2.0, 1.0)),  # fMRIPrep before 21
             ({"RepetitionTime": 2.0, "SliceTimingCorrected": False}, 2.0, (2.0, 0.0)),
             ({"VolumeTiming": [0, 2, 4, 6, 8, 10]}, 2.0, (2.0, 0.0)),
+            ({"VolumeTiming": [0.5, 2.5, 4.5, 6.5, 8.5, 10.5], "SliceTimingCorrected": True}, 2.0, (2.0, 1.5)),
         ],
     )
     def test_sidecar_and_header(
@@ -257,6 +258,9 @@ class TestTiming:
             ({"RepetitionTime": "2"}, 2.0, ["RepetitionTime is '2'"]),
             ({"RepetitionTime": -1}, 2.0, ["must be positive"]),
             ({"VolumeTiming": [0, 2, 5]}, 2.0, ["uneven"]),
+            ({"VolumeTiming": ["a", "b"]}, 2.0, ["VolumeTiming is ['a', 'b']", "list of seconds"]),
+            ({"VolumeTiming": 2.0}, 2.0, ["VolumeTiming is 2.0", "list of seconds"]),
+            ({"StartTime": float("nan")}, 2.0, ["StartTime is nan"]),
         ],
     )
     def test_contradictions(

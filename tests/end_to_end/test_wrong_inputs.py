@@ -115,19 +115,19 @@ def test_stimulus_outside_its_folder(copied: Any, refuse: Callable[..., str]) ->
 
 def test_no_column_of_stimuli(copied: Any, refuse: Callable[..., str]) -> None:
     edit_events(copied, "stim_file", "image_file")
-    refuse(65, "events.tsv", "no column 'stim_file'", "image_file", "--stim-column")
+    refuse(65, "events.tsv", "no column stim_file, stim_id or stimulus_id", "likely: image_file", "--stim-column")
 
 
 def test_one_stimulus_is_too_few(copied: Any, refuse: Callable[..., str]) -> None:
     for path in (copied.path / "sub-01").rglob("*_events.tsv"):
         path.write_text("onset\tduration\tstim_file\n6\t1\ttexture0/place0.png\n20\t1\ttexture0/place0.png\n")
-    refuse(65, "only 'texture0/place0.png'", "at least two different stimuli")
+    refuse(65, "the events of sub-01", "name only 'texture0/place0.png'", "at least two different stimuli")
 
 
 def test_events_without_any_stimulus(copied: Any, refuse: Callable[..., str]) -> None:
     for path in (copied.path / "sub-01").rglob("*_events.tsv"):
         path.write_text("onset\tduration\tstim_file\n6\t1\tn/a\n")
-    refuse(65, "names none", "at least two different stimuli")
+    refuse(65, "no column stim_file, stim_id or stimulus_id that names stimuli in all runs")
 
 
 def test_onset_that_is_no_number(copied: Any, refuse: Callable[..., str]) -> None:

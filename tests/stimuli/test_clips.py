@@ -10,6 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
@@ -356,8 +357,9 @@ def test_still_images_stand_still(tmp_path: Path, paint: Any) -> None:
     pages[0].save(tmp_path / "a.tiff", save_all=True, append_images=pages[1:])
     assert not is_clip(tmp_path / "a.tiff")
     assert [np.asarray(image).max() for image in read_clip(tmp_path / "a.tiff", 2)] == [50, 50]
-    with pytest.raises(MissingInputError, match=r"no\.png: does not exist"):
-        read_clip(tmp_path / "no.png", 2)
+    for name in ("no.png", "no.jpg"):
+        with pytest.raises(MissingInputError, match=rf"{name}: does not exist"):
+            read_clip(tmp_path / name, 2)
 
 
 # Kinds ---------------------------------------------------------------------------------------------------------------
@@ -376,3 +378,11 @@ def test_stills_for_a_network_of_clips(tmp_path: Path, paint: Any, caplog: pytes
         assert "1 of 3 stimuli (a.png) is a still image, in which nothing moves; r3d_18 looks at" in caplog.text
         warn_of_stills(make_set(*(paint(tmp_path / f"{i}.png") for i in range(7))), "r3d_18")
         assert "7 of 7 stimuli (0.png, 1.png, 2.png, 3.png, 4.png, ...) are still images, in which" in caplog.text
+
+
+def test_rows_of_a_store_stand_still(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "all.hdf5", "w") as file:
+        file["pictures"] = np.full((2, 5, 4, 3), 90, np.uint8)
+    row = tmp_path / "all.hdf5" / "pictures" / "1"
+    assert not is_clip(row)
+    assert [np.asarray(image).max() for image in read_clip(row, 3)] == [90] * 3

@@ -122,11 +122,11 @@ def test_all_failures_are_counted(folder: Path) -> None:
     assert find_missing(["b", "a"], folder / "nowhere") == ["a", "b"]
 
 
-def test_no_folder_and_too_few(folder: Path) -> None:
+def test_no_folder_and_no_names(folder: Path) -> None:
     with pytest.raises(MissingInputError, match=r"nowhere: does not exist.*--stimuli-dir"):
         find_stimuli(["a", "b"], folder / "nowhere")
-    with pytest.raises(BadDataError, match="at least two different stimuli"):
-        find_stimuli(["a.JPEG", "a.JPEG"], folder)
+    with pytest.raises(BadDataError, match="no stimuli are named"):
+        find_stimuli([], folder)
 
 
 def test_what_the_user_should_know_is_counted(folder: Path, paint: Any, caplog: pytest.LogCaptureFixture) -> None:
