@@ -24,7 +24,7 @@ from dnnbrain_app.config import Config, RunOptions, Settings, build_config, coun
 from dnnbrain_app.errors import DnnbrainError, UsageError
 from dnnbrain_app.session import STEP
 
-LEVELS = ("stimulus", "participant")
+LEVELS = ("stimulus", "participant", "group")
 INTERRUPTED = 130
 DASHES = ("\N{EN DASH}", "\N{EM DASH}", "\N{MINUS SIGN}")
 
@@ -203,7 +203,8 @@ def command(**given: Any) -> int:
     """Map deep neural networks to brains.
 
     BIDS_DIR is the raw dataset (read only), OUTPUT_DIR the derivative to write, ANALYSIS_LEVEL is participant, or
-    stimulus: the networks look at the whole stimulus set, and no participant is needed.
+    stimulus: the networks look at the whole stimulus set, and no participant is needed; or group: how far the
+    participants whose responses are in OUTPUT_DIR respond alike.
     """
     set_up_logging(given["verbose"], quiet=given["quiet"])
     places = [given[name] for name in ("bids_dir", "output_dir", "analysis_level")]
@@ -219,7 +220,7 @@ def command(**given: Any) -> int:
 def dispatch(config: Config, given: dict[str, Any]) -> int:
     """Do what was asked for; returns the exit code."""
     # not before: they must not slow --help, and the number of threads is set by now
-    from dnnbrain_app import planning, reporting, workflow
+    from dnnbrain_app import planning, reporting
 
     if given["list_networks"]:
         click.echo(planning.list_networks())
@@ -231,15 +232,25 @@ def dispatch(config: Config, given: dict[str, Any]) -> int:
         click.echo(planning.plan(config))
     elif given["boilerplate_only"]:
         click.echo(reporting.write_boilerplate(config))
-    elif config.level == "stimulus":
-        if given["reports_only"]:
-            raise UsageError("--reports-only: the stimulus level writes tables and RDMs, but no report")
-        return workflow.run_stimuli(config, command_line=sys.argv, progress=Progress())
-    elif given["reports_only"]:
-        return workflow.rebuild_reports(config, command_line=sys.argv)
     else:
-        return workflow.run_participants(config, command_line=sys.argv, progress=Progress())
+        return run_level(config, reports_only=given["reports_only"])
     return 0
+
+
+def run_level(config: Config, *, reports_only: bool) -> int:
+    """Analyse, or make the reports of what was analysed; returns the exit code."""
+    from dnnbrain_app import workflow
+
+    if reports_only:
+        if config.level != "participant":
+            raise UsageError(f"--reports-only: the {config.level} level writes tables and maps, but no report")
+        return workflow.rebuild_reports(config, command_line=sys.argv)
+    levels = {
+        "stimulus": workflow.run_stimuli,
+        "participant": workflow.run_participants,
+        "group": workflow.run_group,
+    }
+    return levels[config.level](config, command_line=sys.argv, progress=Progress())
 
 
 def collect_flags(given: dict[str, Any]) -> Settings:

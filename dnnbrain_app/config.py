@@ -322,10 +322,9 @@ def _check(config: Config) -> None:
             f"encoding.alpha_min = {encoding.alpha_min:g} and alpha_max = {encoding.alpha_max:g} "
             "must be positive, finite and in order"
         )
-    if config.level == "stimulus" and run.analyses:
-        raise UsageError(
-            f"--analysis {' '.join(run.analyses)} relates networks to brains; the stimulus level knows no brain"
-        )
+    if config.level != "participant" and run.analyses:
+        knows = "the stimulus level knows no brain" if config.level == "stimulus" else "the group level has responses"
+        raise UsageError(f"--analysis {' '.join(run.analyses)} relates networks to brains; {knows}")
     check_options(config.responses)
     _check_networks(networks)
 

@@ -14,7 +14,9 @@ import numpy as np
 from dnnbrain_app.activations import FROM_FILE, choose_reduced, list_file_layers, plan_features
 from dnnbrain_app.config import Config, count_cpus, measure_memory
 from dnnbrain_app.derivatives.dataset import check_places
+from dnnbrain_app.derivatives.names import join_entities
 from dnnbrain_app.errors import DnnbrainError
+from dnnbrain_app.group_stages import gather_group, share_entities
 from dnnbrain_app.inputs import find_stimuli_folder, gather_trials, gather_units, map_stimuli
 from dnnbrain_app.network_stages import list_stimulus_names
 from dnnbrain_app.networks.options import NetworkOptions
@@ -109,6 +111,8 @@ def plan(config: Config) -> str:
     """
     if config.level == "stimulus":
         return _plan_stimuli(config)
+    if config.level == "group":
+        return _plan_group(config)
     # pybids would write the database
     units = gather_units(replace(config, dataset=replace(config.dataset, bids_database_dir=None)))
     check_analyses(config)
@@ -138,6 +142,15 @@ def plan(config: Config) -> str:
         "nothing was written",
     ]
     return "\n".join(text)
+
+
+def _plan_group(config: Config) -> str:
+    """Say what the group level would compare."""
+    rows: list[tuple[str, ...]] = [("task and space", "participants", "labels")]
+    for units in gather_group(config, find_output(config)):
+        labels = " ".join(unit.participant for unit in units)
+        rows.append((join_entities(share_entities(units[0])), str(len(units)), labels))
+    return "\n".join([_format_table(rows), "", f"output: {find_output(config) / 'group'}", "nothing was written"])
 
 
 def _plan_stimuli(config: Config) -> str:

@@ -501,6 +501,25 @@ class Rdm:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Significance:
+    """How surprising scores are where there is nothing to find; arrays have the shape of the scores, and their NaN.
+
+    Parameters
+    ----------
+    p_value : array
+        Probability of the score or a higher one, of each by itself.
+    q_value : array
+        Lowest false discovery rate over the voxels of a map at which the score is significant.
+    p_fwe : array, optional
+        Probability that any voxel of the map has the score or a higher one; None where this was not asked for.
+    """
+
+    p_value: Array
+    q_value: Array
+    p_fwe: Array | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class EncodingScores:
     """How well each layer predicts each voxel.
 
@@ -520,6 +539,12 @@ class EncodingScores:
         1-based number of the layer with the highest r, 0 where no layer is significant.
     edge_fraction : float
         Share of fits of significant voxels by their best layer whose penalty lies on an edge of the grid.
+    fold_r : array of shape (n_folds, n_layers, n_voxels), optional
+        Correlation in each fold, float32.
+    layer_significance : Significance, optional
+        Of each layer's r, (n_layers, n_voxels); maps of single layers, so corrected over voxels, not layers.
+    best_significance : Significance, optional
+        Of the highest r over layers, (n_voxels,); corrected for the choice.
     """
 
     network: str
@@ -529,6 +554,9 @@ class EncodingScores:
     alpha: Array
     best_layer: Array
     edge_fraction: float
+    fold_r: Array | None = None
+    layer_significance: Significance | None = None
+    best_significance: Significance | None = None
 
     def __post_init__(self) -> None:
         n_layers, n_voxels = self.r.shape

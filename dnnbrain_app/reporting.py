@@ -114,12 +114,13 @@ def describe_unit(unit: Unit, session: Session) -> UnitReport:
     )
     has_rdms = atlas is not None and "rsa" in choose_analyses(config)
     has_runs = model != "precomputed"  # else there are images of betas
-    responses = read_responses(unit, space, trials, atlas, session)
+    presented = shown if model == "condition" else trials  # has one row a stimulus
+    responses = read_responses(unit, space, presented, atlas, session)
     return UnitReport(
         unit=unit,
         space=space,
         n_stimuli=len(stimuli),
-        n_trials=len(trials),
+        n_trials=len(presented),
         runs=describe_runs(unit, shown, trials, config, root) if has_runs else count_trials(trials),
         networks=networks,
         region_rdms=tuple(read_rdms(names.region_rdms(root, unit, atlas.name))) if has_rdms and atlas else (),

@@ -99,7 +99,7 @@ class RunReader:
 
         for number, (run, nuisance) in enumerate(zip(self.unit.runs, self.nuisances, strict=True)):
             self.session.progress(f"{self.unit.label}: runs", number, len(self.unit.runs))
-            yield RunData(read_bold(run, self.space)[:, self.columns or slice(None)], run.frame_times, nuisance)
+            yield RunData(read_bold(run, self.space, self.columns), run.frame_times, nuisance)
 
 
 def key_responses(unit: Unit, config: Config) -> str:

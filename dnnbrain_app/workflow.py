@@ -32,6 +32,7 @@ from dnnbrain_app.derivatives.ledger import Ledger, digest_key
 from dnnbrain_app.derivatives.locks import hold_lock
 from dnnbrain_app.derivatives.sidecars import list_versions
 from dnnbrain_app.errors import DnnbrainError, MissingInputError, TemporaryError, UsageError
+from dnnbrain_app.group_stages import compare_responses, gather_group, key_group, share_entities
 from dnnbrain_app.inputs import find_stimuli_folder, gather_stimuli, gather_trials, gather_units
 from dnnbrain_app.network_stages import describe_network, gather_listed, key_network
 from dnnbrain_app.records import Activations, StimulusSet, Trials, Unit
@@ -191,6 +192,36 @@ def analyse_network(name: str, stimuli: StimulusSet, session: Session) -> str:
     return f"done in {time.monotonic() - start:.0f} s: {len(stimuli)} stimuli"
 
 
+def run_group(config: Config, *, command_line: Sequence[str], progress: Progress) -> int:
+    """Compare the responses of the participants, of each task and space; returns the exit code."""
+    session = open_session(config, command_line, progress)
+    groups = gather_group(config, session.output)
+    failures: dict[str, Exception] = {}
+    folder = names.group_log(session.output)
+    for units in groups:
+        label = names.join_entities(share_entities(units[0]))
+        try:
+            logger.log(STEP, "%s: %s", label, analyse_group(label, units, session))
+        except Exception as error:
+            failures[label] = error
+            record_failure(label, folder / session.run_id / f"crash-{label}.txt", error)
+    n_done = len(groups) - len(failures)
+    logger.log(STEP, "%d of %d groups complete; results: %s", n_done, len(groups), session.output / "group")
+    return choose_code(failures, n_done=n_done)
+
+
+def analyse_group(label: str, units: Sequence[Unit], session: Session) -> str:
+    """Take one group from the betas of its participants to its maps; returns what was done, in words."""
+    start, key, folder = time.monotonic(), key_group(units), names.group_log(session.output)
+    with hold_lock(folder / "status.lock"):
+        ledger, stage = Ledger(folder / "status.json"), f"ceilings {label} {session.config.responses.model}"
+        if ledger.is_current(stage, key):
+            return "all results are there already"
+        ledger.forget(stage)
+        ledger.record(stage, key, compare_responses(units, session))
+    return f"done in {time.monotonic() - start:.0f} s: {len(units)} participants"
+
+
 def rebuild_reports(config: Config, *, command_line: Sequence[str]) -> int:
     """Make the reports again from the results that are there; returns the exit code."""
     units = gather_units(config)
@@ -224,7 +255,7 @@ def open_session(config: Config, command_line: Sequence[str], progress: Progress
     check_places(config.bids_dir, output, work)
     if config.run.validate:
         validate_dataset(config.bids_dir)
-    brain = config.level == "participant"
+    brain = config.level != "stimulus"
     raw = find_raw(config.bids_dir) if brain else config.bids_dir  # any folder with stimuli will do for networks
     derivatives = find_derivatives(config.bids_dir, config.dataset) if brain else {}
     prepare_dataset(output, raw, derivatives, __version__)

@@ -6,6 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -16,16 +17,69 @@ from dnnbrain_app.analyses.budget import Budget, divide_work
 from dnnbrain_app.analyses.moments import RidgeMoments, prepare_moments
 from dnnbrain_app.analyses.options import EncodingOptions
 from dnnbrain_app.analyses.ridge import Draw, RidgeFold, prepare_ridge
-from dnnbrain_app.analyses.significance import NullResponses, choose_best_layer, permute_responses
+from dnnbrain_app.analyses.significance import (
+    Exchange,
+    NullResponses,
+    choose_best_layer,
+    permute_responses,
+    weigh_scores,
+)
 from dnnbrain_app.errors import BadDataError, UsageError
-from dnnbrain_app.records import Array, EncodingScores, Gram
+from dnnbrain_app.records import Array, EncodingScores, Gram, Significance
 
 logger = logging.getLogger(__name__)
 
-Chunk = tuple[bool, slice]  # whether permuted, and which voxels
-
 EDGE_WARNING = 0.05  # share of fits at an edge of the grid
 FEW_VOXELS = 20  # too few to warn of
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Responses:
+    """Measured responses, and those that are permuted to learn what chance scores."""
+
+    Y: Array
+    null: NullResponses  # voxels that each have an order of their own
+    seeds: Array  # of orders that all voxels have
+
+    def list_chunks(self, width: int) -> list[tuple[str, int, slice]]:
+        """List all voxels, then the permuted ones, some at a time: what they are, which permutation, which voxels."""
+        n_voxels = self.Y.shape[1]
+        step = max(width // self.null.width, 1) * self.null.width
+        voxels = [slice(start, min(start + width, n_voxels)) for start in range(0, n_voxels, width)]
+        pooled = [slice(start, min(start + step, len(self.null))) for start in range(0, len(self.null), step)]
+        return [
+            *(("measured", 0, chunk) for chunk in voxels),
+            *(("pooled", 0, chunk) for chunk in pooled),
+            *(("whole", i, chunk) for i in range(len(self.seeds)) for chunk in voxels),
+        ]
+
+    def draw(self, kind: str, i: int, chunk: slice) -> Draw:
+        """Return a function from rows to the responses of a chunk to them."""
+        if kind == "measured":
+            return lambda rows: self.Y[rows, chunk]
+        if kind == "pooled":
+            return self.null.draw(self.Y, chunk)
+        order = self.null.exchange.draw(self.seeds[i])
+        return lambda rows: self.Y[order[rows], chunk]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Tally:
+    """What was scored of a layer so far: sums over folds, but of r, which is kept for each."""
+
+    r: Array  # (n_folds, n_voxels)
+    totals: Array  # (4, n_voxels): what else `RidgeFold.score` returns
+    pooled: Array  # (n_null,): r of permuted voxels
+    whole: Array  # (n_permutations, n_voxels): r under permutations of all
+
+    def add(self, kind: str, i: int, chunk: slice, folds: slice, scores: Array) -> None:
+        if kind == "measured":
+            self.r[folds, chunk] = scores[:, 0]
+            self.totals[:, chunk] += scores[:, 1:].sum(axis=0)
+        elif kind == "pooled":
+            self.pooled[chunk] += scores[:, 0].sum(axis=0)
+        else:
+            self.whole[i, chunk] += scores[:, 0].sum(axis=0)
 
 
 def score_encoding(
@@ -39,6 +93,7 @@ def score_encoding(
     memory: int,
     n_jobs: int = 1,
     noise: SerialNoise | None = None,
+    blocks: Array | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> EncodingScores:
     r"""Predict the responses to held-out stimuli by ridge regression on each layer, and score the predictions.
@@ -58,8 +113,10 @@ def score_encoding(
     A layer of many units is modelled from its Gram (`ridge`), a layer of few from sums over the stimuli (`moments`),
     which do not grow with their number; the scores are the same.
 
-    The best layer of a voxel is told only where its r is beyond what ``options.n_null`` voxels with permuted stimuli
-    reach (`significance.choose_best_layer`); these pass through the same folds together with the real ones.
+    Scores are tested against those of ``options.n_null`` voxels with permuted stimuli, which pass through the same
+    folds together with the real ones (`significance.weigh_scores`), and, for ``options.n_permutations``, against those
+    of all voxels with the same permutation. The best layer of a voxel is told only where its r is significant
+    (`significance.choose_best_layer`).
 
     Parameters
     ----------
@@ -83,6 +140,9 @@ def score_encoding(
     noise : SerialNoise, optional
         Where the rows are volumes of runs rather than stimuli: noise is then taken as autocorrelated in the choice of
         penalties, and stays so where it is permuted. The layers need K.
+    blocks : array of shape (n_stimuli,), optional
+        Stimuli are permuted within these blocks only: where runs (sessions) are held out, those of each stimulus,
+        as what their responses share is no chance that others could have had.
     progress : callable, optional
         Called with (done, total), in folds of layers, as they get done.
 
@@ -98,10 +158,16 @@ def score_encoding(
         A layer has another number of stimuli than Y, or does not vary.
     """
     grid = _make_grid(options)
-    null = permute_responses(Y.shape[1], options.n_null, rng, None if noise is None else noise.run[noise.kept])
+    exchange = Exchange(len(Y), blocks) if noise is None else Exchange(len(Y), noise.run[noise.kept], turned=True)
+    null = permute_responses(Y.shape[1], options.n_null, rng, exchange)
+    responses = _Responses(Y, null, rng.integers(2**63, size=options.n_permutations))
+    with np.errstate(invalid="ignore"):
+        spread = Y.max(axis=0) - Y.min(axis=0)
+        silent = ~(np.isfinite(spread) & (spread > 0))
     names = []
-    totals = np.zeros((len(grams), 5, Y.shape[1]))
-    chance = np.zeros((len(grams), len(null)))
+    fold_r = np.empty((len(folds), len(grams), Y.shape[1]), dtype=np.float32)
+    totals = np.empty((4, len(grams), Y.shape[1]))
+    chance, highest = np.empty((len(grams), len(null))), np.empty((len(grams), options.n_permutations))
     report = _count_up(progress, len(grams) * len(folds))
     for layer, gram in enumerate(grams):
         if len(gram.row_sums) != len(Y):
@@ -109,17 +175,43 @@ def score_encoding(
                 f"layer {gram.layer}: activations for {len(gram.row_sums)} stimuli, responses to {len(Y)}"
             )
         names.append(gram.layer)
-        budget = divide_work(gram, len(folds), memory, n_jobs)
+        budget = divide_work(gram, len(folds), memory - 4 * options.n_permutations * Y.shape[1], n_jobs)
         with threadpool_limits(max(n_jobs // budget.n_workers, 1), "blas"):
-            totals[layer], chance[layer] = _score_layer(
-                gram, Y, null, noise, folds, grid, budget, partial(report, layer * len(folds))
-            )
-    with np.errstate(invalid="ignore"):
-        spread = Y.max(axis=0) - Y.min(axis=0)
-        totals[..., ~(np.isfinite(spread) & (spread > 0))] = np.nan
-    r, _, _, log_alpha, at_edge = totals.swapaxes(0, 1) / len(folds)
-    rsquared = 1 - totals[:, 1] / totals[:, 2]
-    best = choose_best_layer(r, chance / len(folds))
+            tally = _score_layer(gram, responses, noise, folds, grid, budget, partial(report, layer * len(folds)))
+        fold_r[:, layer], totals[:, layer], chance[layer] = tally.r, tally.totals, tally.pooled / len(folds)
+        tally.whole[:, silent] = np.nan
+        highest[layer] = np.fmax.reduce(tally.whole, axis=1, initial=-np.inf) / len(folds)
+    fold_r[..., silent], totals[..., silent] = np.nan, np.nan
+    r = fold_r.mean(axis=0, dtype=np.float64)
+    error, total, log_alpha, at_edge = totals
+    best, significance = choose_best_layer(r, chance, highest)
+    return EncodingScores(
+        network,
+        tuple(names),
+        r,
+        1 - error / total,
+        np.exp(log_alpha / len(folds)),
+        best,
+        _watch_edges(at_edge / len(folds), best),
+        fold_r,
+        _weigh_layers(r, chance, highest),
+        significance,
+    )
+
+
+def _weigh_layers(r: Array, chance: Array, highest: Array) -> Significance:
+    """Test each layer by itself."""
+    maps = [weigh_scores(*layer) for layer in zip(r, chance, highest, strict=True)]
+    p_fwe = [each.p_fwe for each in maps if each.p_fwe is not None]
+    return Significance(
+        np.stack([each.p_value for each in maps]),
+        np.stack([each.q_value for each in maps]),
+        np.stack(p_fwe) if p_fwe else None,
+    )
+
+
+def _watch_edges(at_edge: Array, best: Array) -> float:
+    """Return the share of fits at an edge of the grid, of voxels by their best layer; warn where it is large."""
     found = np.flatnonzero(best)
     edge = float(at_edge[best[found] - 1, found].mean()) if len(found) else 0.0
     if edge > EDGE_WARNING and len(found) >= FEW_VOXELS:
@@ -128,7 +220,7 @@ def score_encoding(
             "widen encoding.alpha_min and alpha_max",
             100 * edge,
         )
-    return EncodingScores(network, tuple(names), r, rsquared, np.exp(log_alpha), best, edge)
+    return edge
 
 
 def _make_grid(options: EncodingOptions) -> Array:
@@ -155,30 +247,35 @@ def _count_up(progress: Callable[[int, int], None] | None, total: int) -> Callab
 
 def _score_layer(
     gram: Gram,
-    Y: Array,
-    null: NullResponses,
+    responses: _Responses,
     noise: SerialNoise | None,
     folds: Sequence[Array],
     grid: Array,
     budget: Budget,
     report: Callable[[int], None],
-) -> tuple[Array, Array]:
-    """Sum what `RidgeFold.score` returns over the folds: all of it for the voxels, r for the permuted ones."""
-    totals, chance = np.zeros((5, Y.shape[1])), np.zeros((5, len(null)))
+) -> _Tally:
+    n_voxels = responses.Y.shape[1]
+    tally = _Tally(
+        np.empty((len(folds), n_voxels), dtype=np.float32),
+        np.zeros((4, n_voxels)),
+        np.zeros(len(responses.null)),
+        np.zeros((len(responses.seeds), n_voxels), dtype=np.float32),
+    )
     groups = [folds[start : start + budget.n_folds] for start in range(0, len(folds), budget.n_folds)]
-    chunks = _list_chunks(Y.shape[1], null, budget.width)
+    chunks = responses.list_chunks(budget.width)
     n_done = 0
     with ThreadPoolExecutor(budget.n_workers) as pool:
         try:
             for group, model in zip(groups, _prepare_models(pool, gram, noise, groups, grid, budget), strict=True):
-                scored = pool.map(lambda chunk, model=model: model.score(_draw(Y, null, *chunk)), chunks)
-                for i, ((permuted, chunk), scores) in enumerate(zip(chunks, scored, strict=True), 1):
-                    (chance if permuted else totals)[:, chunk] += scores
+                done = slice(n_done, n_done + len(group))
+                scored = pool.map(lambda chunk, model=model: model.score(responses.draw(*chunk)), chunks)
+                for i, (chunk, scores) in enumerate(zip(chunks, scored, strict=True), 1):
+                    tally.add(*chunk, done, scores)
                     report(n_done + len(group) * i // len(chunks))
                 n_done += len(group)
         finally:
             pool.shutdown(cancel_futures=True)
-    return totals, chance[0]
+    return tally
 
 
 def _prepare_models(
@@ -208,15 +305,3 @@ def _look_ahead(
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
-
-
-def _list_chunks(n_voxels: int, null: NullResponses, width: int) -> list[Chunk]:
-    """List all voxels, then the permuted ones, some at a time."""
-    chunks = [(False, slice(start, min(start + width, n_voxels))) for start in range(0, n_voxels, width)]
-    step = max(width // null.width, 1) * null.width
-    return chunks + [(True, slice(start, min(start + step, len(null)))) for start in range(0, len(null), step)]
-
-
-def _draw(Y: Array, null: NullResponses, permuted: bool, chunk: slice) -> Draw:  # noqa: FBT001
-    """Return a function from rows to the responses of some voxels, real or permuted, to them."""
-    return null.draw(Y, chunk) if permuted else lambda rows: Y[rows, chunk]

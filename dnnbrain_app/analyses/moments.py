@@ -149,12 +149,12 @@ class RidgeMoments:
 
         Returns
         -------
-        array of shape (5, n_voxels)
-            What `ridge.RidgeFold.score` returns, summed over the folds.
+        array of shape (n_folds, 5, n_voxels)
+            What `ridge.RidgeFold.score` returns.
         """
         with np.errstate(all="ignore"):  # voxels without signal come out as NaN, which is what they should
             near = draw(self.parts[0][:ROWS]).mean(axis=0, dtype=np.float64).astype(np.float32)
-            scores = np.zeros((5, len(near)))
+            scores = []
             sums = self._sum_responses(draw, near)
             totals = [some.sum(axis=0) for some in sums]
             for model, rows, *test in zip(self.models, self.parts, *sums, strict=False):
@@ -165,8 +165,8 @@ class RidgeMoments:
                     measured = draw(rows).astype(np.float32, copy=False) - near
                     measured -= mean.astype(np.float32)
                     scored = score_predictions(model.T @ g, measured)
-                scores += np.concatenate([scored, model.penalties.describe(choice)])
-        return scores
+                scores.append(np.concatenate([scored, model.penalties.describe(choice)]))
+        return np.stack(scores)
 
     def _sum_responses(self, draw: Draw, near: Array) -> tuple[Array, Array, Array]:
         """Sum responses, their squares, and their products with the features, over each part."""

@@ -23,7 +23,14 @@ class EncodingOptions:
     n_alphas: int = field(default=21, metadata={"doc": "Penalties on the logarithmic grid; each voxel gets its own."})
     n_null: int = field(
         default=50_000,
-        metadata={"doc": "Voxels with permuted stimuli that make the chance distribution of the best-layer map."},
+        metadata={"doc": "Voxels with permuted stimuli that make the chance distribution of all p values."},
+    )
+    n_permutations: int = field(
+        default=0,
+        metadata={
+            "doc": "Permutations of all voxels for the family-wise error rate; 19 or more to find anything at .05, 100 "
+            "to find most. Each takes as long as scoring the data."
+        },
     )
 
 

@@ -81,8 +81,8 @@ class RidgeFold:
 
         Returns
         -------
-        array of shape (5, n_voxels)
-            Correlation, the sums of squares around the predictions and around the training mean, log penalty, and
+        array of shape (1, 5, n_voxels)
+            For this one fold: correlation, the sums of squares around the predictions and around the training mean, log penalty, and
             whether the penalty is on the edge of the grid.
         """
         with np.errstate(all="ignore"):  # voxels without signal come out as NaN, which is what they should
@@ -91,7 +91,7 @@ class RidgeFold:
             Y -= mean
             predicted, choice = self.predict(Y.astype(np.float32, copy=False))
             measured = (draw(self.test) - mean).astype(np.float32, copy=False)
-            return np.concatenate([score_predictions(predicted, measured), self.penalties.describe(choice)])
+            return np.concatenate([score_predictions(predicted, measured), self.penalties.describe(choice)])[None]
 
 
 def prepare_ridge(gram: Gram, test: Array, grid: Array, noise: SerialNoise | None = None) -> RidgeFold:

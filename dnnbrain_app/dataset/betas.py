@@ -37,7 +37,11 @@ _Series = dict[tuple[RunKey, Variant], tuple[File, ...]]
 
 
 def find_beta_units(
-    bids_dir: Path, options: DatasetOptions, failures: dict[str, DnnbrainError] | None = None
+    bids_dir: Path,
+    options: DatasetOptions,
+    failures: dict[str, DnnbrainError] | None = None,
+    *,
+    query: Query | None = None,
 ) -> list[Unit]:
     """Find the betas there are, as `index.find_units` finds preprocessed data.
 
@@ -51,6 +55,8 @@ def find_beta_units(
         ``desc`` but precomputed, which are this app's own copies. ``bids_database_dir`` is not used.
     failures : dict, optional
         Where given, a participant whose files are damaged is left out, and why is put here under ``sub-<label>``.
+    query : mapping, optional
+        In the place of the filter file's ``betas``.
 
     Returns
     -------
@@ -76,15 +82,16 @@ def find_beta_units(
     where = ", ".join(map(str, roots))
     participants = choose_participants(raw_dir, options.participants)
     filters = read_filters(options.bids_filter_file)
+    query = filters.get("betas") if query is None else query
     files = [file for root in roots for file in _list_files(root, participants)]
-    images = [file for file in files if _is_image(file, filters.get("betas", {}))]
+    images = [file for file in files if _is_image(file, query or {})]
     if not images:
         raise MissingInputError(
             f"no betas of participants {', '.join(options.participants) or 'any'} in {where}: "
             f"no *_betas, *_beta or *_stat-effect_statmap ({', '.join(_IMAGES)}); "
             "name others by the query betas of --bids-filter-file"
         )
-    series = _group_images(_select_images(images, options, filters.get("betas")))
+    series = _group_images(_select_images(images, options, query))
     variants = choose_variants((variant for _, variant in series), options.spaces)
     masks = filter_files([file for file in files if _is_mask(file)], "mask", filters.get("mask"))
     tables = [file for file in files if file.entities["extension"] == ".tsv"]

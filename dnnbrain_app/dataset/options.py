@@ -61,8 +61,9 @@ class DatasetOptions:
         default=(),
         metadata={
             "doc": (
-                "Atlas in the data's own space: .dlabel.nii, .label.gii (either hemisphere; the other is found), or a"
-                " _dseg.nii.gz with its .tsv. Repeat it for several spaces."
+                "Atlas in the data's own space: .dlabel.nii, .label.gii (either hemisphere; the other is found), or a "
+                "_dseg.nii.gz with its .tsv, which may have another grid if its name has the space (tpl- or space-). "
+                "Repeat it for several spaces."
             )
         },
     )

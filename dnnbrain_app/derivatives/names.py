@@ -124,8 +124,9 @@ def add_entity(path: Path, key: str, label: str) -> Path:
     'sub-01_hemi-L_space-fsaverage5_statmap'
     """
     *pairs, suffix = path.name.split("_")
-    entities = dict(pair.split("-", 1) for pair in pairs)
-    return path.with_name(f"{join_entities({**entities, key: label})}_{suffix}")
+    first = [pair for pair in pairs if "-" not in pair]
+    entities = dict(pair.split("-", 1) for pair in pairs if "-" in pair)
+    return path.with_name("_".join([*first, join_entities({**entities, key: label}), suffix]))
 
 
 def sidecar(path: Path) -> Path:
@@ -151,6 +152,17 @@ def beta_trials(root: Path, unit: Unit, response_model: str) -> Path:
 def response_map(root: Path, unit: Unit, response_model: str, stat: str) -> Path:
     """Stem of a map of how good the responses are, or of what was chosen to estimate them: see `RESPONSE_STATS`."""
     return output_path(root, unit.entities, "statmap", stat=stat, desc=to_label(response_model))
+
+
+def group_map(root: Path, entities: Mapping[str, str], response_model: str, stat: str) -> Path:
+    """Stem of a map of the group's responses, ``lowerceiling`` or ``upperceiling``."""
+    named = {**entities, "stat": stat, "desc": to_label(response_model)}
+    return root / "group" / "func" / f"group_{join_entities(named)}_statmap"
+
+
+def group_log(root: Path) -> Path:
+    """Folder in which the group level notes what is done."""
+    return root / "group" / "log"
 
 
 def region_table(root: Path, unit: Unit, atlas: str, network: str, analysis: str) -> Path:

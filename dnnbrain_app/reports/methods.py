@@ -94,7 +94,7 @@ def _describe_data(facts: MethodsFacts, cite: Cite) -> list[str]:
         said.append(f'Of the events, those with "{facts.trial_filter}" were trials.')
     counts = [(facts.n_runs, "run"), (facts.n_trials, "trial"), (facts.n_stimuli, "distinct stimulus")]
     known = [count_things(n, noun) for n, noun in counts if n is not None]
-    return [*said, f"There were {enumerate_phrases(known)}."] if known else said
+    return [*said, f"They comprised {enumerate_phrases(known)}."] if known else said
 
 
 def _describe_networks(facts: MethodsFacts, cite: Cite) -> list[str]:

@@ -189,7 +189,7 @@ def _draw_histogram(name: str, report: ResponseReport) -> Drawing:
         for bars, colour in ((kept, COLOURS[0]), (~kept, _LEFT_OUT)):
             axes.hist(clipped[bars], edges, weights=weights[bars], color=colour, rwidth=0.9)
         axes.set_ylim(0, 1.18 * axes.get_ylim()[1])
-        _mark(axes, middle, f"median {middle:.2f}".replace("-", "−"), INK)
+        _mark(axes, max(middle, _LEAST), f"median {middle:.2f}".replace("-", "−"), INK)
         if least:
             _mark(axes, least, f"least {least:g}", MUTED, lower=True)
         axes.set_xlim(_LEAST - 0.02, 1.02)

@@ -53,7 +53,7 @@ def test_scores_are_those_of_sklearns_ridge_with_explicit_gcv(rng, p):
     train = np.delete(np.arange(200), test)
     model = prepare_moments(_gram(X), [test], GRID)
     assert (model.models[0].T is None) == (p < 50)
-    scores = model.score(lambda rows: Y[rows])
+    (scores,) = model.score(lambda rows: Y[rows])
     X, Y = X.astype(float), Y.astype(float)
     alphas = GRID * ((X[train] - X[train].mean(0)) ** 2).sum() / len(train)
     expected = _choose_by_explicit_gcv(X[train], Y[train], alphas)
@@ -114,8 +114,8 @@ def test_test_responses_do_not_leak(rng, p):
     X, Y = _simulate(rng, 120, p)
     test = np.arange(30)
     model = prepare_moments(_gram(X), [test], GRID)
-    scores = model.score(lambda rows: Y[rows])
-    other = model.score(lambda rows: np.where(rows[:, None] < 30, 100 - 3 * Y[rows], Y[rows]))
+    (scores,) = model.score(lambda rows: Y[rows])
+    (other,) = model.score(lambda rows: np.where(rows[:, None] < 30, 100 - 3 * Y[rows], Y[rows]))
     same = scores[LOG_ALPHA] == other[LOG_ALPHA]
     assert same.mean() > 0.98
     np.testing.assert_allclose(other[R, same], -scores[R, same], atol=1e-4)

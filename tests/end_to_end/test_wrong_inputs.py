@@ -148,7 +148,8 @@ def test_atlas_of_another_space(copied: Any, tmp_path: Path, run_dnnbrain: Calla
     options = [*copied.options("fsLR", atlas=False), "--atlas", copied.atlas("MNI152NLin2009cAsym")]
     outcome = run_dnnbrain(copied.path, tmp_path / "out", "participant", *options, "--work-dir", tmp_path / "work")
     assert outcome.code == 65
-    for part in ("no atlas is in the space of the data, fsLR", "atlas-demo_res-2", "12x10x8", "Nothing is resampled"):
+    parts = "no atlas is in the space of the data, fsLR", "atlas-demo_res-2", "12x10x8", "Surfaces are not resampled"
+    for part in parts:
         assert part in outcome.err
 
 

@@ -63,6 +63,86 @@ def test_condition_model_without_options_says_so_little(make):
         assert word not in text
 
 
+MODELS = {
+    "lss": (["separately for each trial (Mumford", "one regressor for it and one for all other trials of its run.",
+             "a voxel and run", "were averaged"], ["Turner", "Prince"]),
+    "lsa": (["one model a run with a regressor for each trial (Mumford", "a voxel and run", "were averaged"], ["separat"]),
+    "glmsingle": (["ideas of GLMsingle (Prince", "(Handwerker", "most likely", "(Kay et al., 2013)", "(Rokem & Kay",
+                   "one coefficient a run", "The first function of the library was Glover's"], ["Mumford"]),
+    "condition": (["one regressor for each stimulus", "one coefficient a voxel,"], ["averaged over", "were averaged", "Mumford"]),
+    "timeseries": (["predicted the volumes themselves (Nishimoto", "Features were convolved with Glover",
+                    "taken from data and convolved features: a constant", "The data were expressed in percent",
+                    "held-out runs in 10-fold", "convolved activations", "shifted in time", "predicted and measured volumes"],
+                   ["autoregressive", "whitened", "were averaged", "permuted stimuli", "held-out stimuli"]),
+    "precomputed": (["had been estimated before", "were averaged"],
+                    ["nuisance", "Glover", "autoregressive", "percent of", "CompCor", "Friston"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_each_model_is_told_as_it_is(make, model):
+    facts = make.facts()
+    text = write_methods(dataclasses.replace(facts, responses=dataclasses.replace(facts.responses, model=model)))
+    told, gone = MODELS[model]
+    for said in told:
+        assert said in text
+    for word in gone:
+        assert word not in text
+
+
+OPTIONS = [
+    ({"hrf": "fir", "model": "timeseries", "fir_length": 12.0}, ["delays of 0 to 12 s, one a volume"], ["Glover"]),
+    ({"hrf": "spm + derivative", "model": "lsa"}, ["function of SPM", "derivatives to latency (Friston et al., 1998)"], ["width"]),
+    ({"hrf": "glover + derivative + dispersion", "model": "condition"}, ["to latency and width (Friston"], ["SPM"]),
+    ({"fd_threshold": 0.5}, ["a framewise displacement above 0.5 mm (Power et al., 2012)"], []),
+    ({}, [], ["framewise", "Power", "reliability", "noise ceiling", "Spearman, 1910", "derivatives"]),
+    ({"noise_model": "ols"}, ["Noise was taken as white."], ["autoregressive"]),
+    ({"min_reliability": 0.2}, ["a reliability below 0.2 were left out of all analyses"], []),
+    ({"has_ceiling": True}, ["noise ceiling of each voxel", "Allen et al., 2022; Lage-Castellanos", "(Spearman, 1910; Brown, 1910)"], []),
+    ({"has_frequent": True}, ["stimuli with many trials in the run, which had one each (Turner et al., 2012; Abdulrahman"], []),
+    ({"model": "glmsingle", "is_regularised": False}, ["need stimuli that are shown in two runs, and were left out"], ["Rokem", "GLMdenoise"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "told", "gone"), OPTIONS)
+def test_each_option_is_told_and_only_where_it_was_taken(make, changes, told, gone):
+    facts = make.facts()
+    text = write_methods(dataclasses.replace(facts, responses=dataclasses.replace(facts.responses, **changes)))
+    for said in told:
+        assert said in text
+    for word in gone:
+        assert word not in text
+
+
+def test_a_single_run_is_divided_into_parts(make):
+    facts = make.facts()
+    responses = dataclasses.replace(facts.responses, model="timeseries")
+    text = write_methods(dataclasses.replace(facts, responses=responses, n_runs=1))
+    assert "held-out parts of the run in 10-fold cross-validation; the 20 s between two parts were left out" in text
+
+
+def test_choice_of_trials_is_told(make):
+    text = write_methods(dataclasses.replace(make.facts(), trial_filter="trial_type == 'exp'"))
+    assert "Of the events, those with \"trial\\_type == 'exp'\" were trials." in text
+    assert "Of the events" not in write_methods(make.facts())
+
+
+@pytest.mark.parametrize(
+    ("network", "model", "told"),
+    [
+        (NetworkFacts("alexnet", frame_rate=2.0), "lss", "2 frames a second, each the one on the screen in the middle"),
+        (NetworkFacts("alexnet", frame_rate=2.0), "lss", "by a video were averaged over frames, weighted"),
+        (NetworkFacts("alexnet", frame_rate=0.5), "timeseries", "each frame was a stimulus, shown at its own time"),
+        (NetworkFacts("r3d_18", clip_frames=16), "lss", "Of each video it saw 16 frames, evenly spaced in time."),
+    ],
+)
+def test_frames_of_videos_are_told(make, network, model, told):
+    facts = make.facts()
+    responses = dataclasses.replace(facts.responses, model=model)
+    assert told in write_methods(dataclasses.replace(facts, networks=(network,), responses=responses))
+    assert "video" not in write_methods(facts)
+
+
 def test_almost_nothing_known_is_still_a_text():
     text = write_methods(MethodsFacts("0.1.0"))
     assert "dnnbrain 0.1.0" in text
@@ -73,8 +153,13 @@ def test_almost_nothing_known_is_still_a_text():
     }  # fmt: skip
 
 
-def test_every_citation_is_listed_and_everything_listed_is_cited(make):
-    methods = describe_methods(make.facts())
+@pytest.mark.parametrize("model", [*MODELS, "alone"])
+def test_every_citation_is_listed_and_everything_listed_is_cited(make, model):
+    facts, every = make.facts(), {"has_ceiling": True, "has_frequent": True, "fd_threshold": 0.5}
+    changes = {"model": "glmsingle", "is_regularised": False} if model == "alone" else {"model": model}
+    methods = describe_methods(
+        dataclasses.replace(facts, responses=dataclasses.replace(facts.responses, **changes, **every))
+    )
     text = " ".join(paragraph for _, paragraph in methods.paragraphs)
     cited = {work for group in re.findall(r"\(([^()]*\d{4}[^()]*|Brett et al\.)\)", text) for work in group.split("; ")}
     cited -= {"Principal Investigators: David Van Essen and Kamil Ugurbil", "1U54MH091657"}  # of the acknowledgment
