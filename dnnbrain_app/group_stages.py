@@ -18,7 +18,7 @@ from dnnbrain_app.derivatives import names
 from dnnbrain_app.derivatives.ledger import digest_key, stamp
 from dnnbrain_app.derivatives.maps import write_maps
 from dnnbrain_app.derivatives.sidecars import describe_map, describe_space, list_versions, make_uri
-from dnnbrain_app.errors import BadDataError, UsageError
+from dnnbrain_app.errors import BadDataError, MissingInputError, UsageError
 from dnnbrain_app.records import Array, BrainSpace, Unit
 from dnnbrain_app.session import Session
 
@@ -43,13 +43,21 @@ def gather_group(config: Config, output: Path) -> list[list[Unit]]:
     ------
     UsageError
         The model estimates no responses.
+    MissingInputError
+        Nothing was written about any participant.
     """
     model = config.responses.model
     if model == "timeseries":
         raise UsageError("the group level compares responses; --response-model timeseries estimates none")
     dataset = replace(config.dataset, derivatives=(f"dnnbrain={output}",), bids_filter_file=None)
     query = {"suffix": "statmap", "stat": "effect", "desc": names.to_label(model)}
-    units = find_beta_units(config.bids_dir, dataset, query=query)
+    try:
+        units = find_beta_units(config.bids_dir, dataset, query=query)
+    except MissingInputError as error:
+        raise MissingInputError(
+            f"{output} has no participants' responses by --response-model {model}; run the participant level first "
+            f"({error})"
+        ) from error
     ordered = sorted(units, key=_name_group)
     return [list(members) for _, members in groupby(ordered, key=_name_group)]
 

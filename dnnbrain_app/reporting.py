@@ -34,6 +34,7 @@ from dnnbrain_app.records import Array, Atlas, BrainSpace, EncodingScores, Rdm, 
 from dnnbrain_app.reports.contents import Design, NetworkReport, Provenance, ResponseReport, RunRow, UnitReport
 from dnnbrain_app.reports.facts import EncodingFacts, MethodsFacts, NetworkFacts, ResponseFacts, RsaFacts
 from dnnbrain_app.reports.methods import write_methods
+from dnnbrain_app.reports.wording import count_things
 from dnnbrain_app.session import Session
 from dnnbrain_app.stages import choose_analyses, find_output, find_stimuli_folder, gather_stimuli
 
@@ -258,7 +259,7 @@ def warn_about(shown: Trials, kept: Trials, responses: ResponseReport) -> tuple[
         )
     n_lost = len(set(shown.stimulus)) - len(set(kept.stimulus))
     if n_lost:
-        said.append(f"{n_lost} stimuli are left out, as none of their trials could be estimated.")
+        said.append(f"Left out: {count_things(n_lost, 'stimulus')}, none of whose trials could be estimated.")
     return tuple(said)
 
 

@@ -76,6 +76,7 @@ def test_summary_says_what_was_found(html):
         in text
     )
     assert "0.300" in text
+    assert "predicted and measured responses to held-out stimuli" in text
     for said in ("task-objects_run-01", "0.123", "dnnbrain /data /out participant", "seed = 1", "No errors", "2 min"):
         assert said in text
 
