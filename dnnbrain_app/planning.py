@@ -8,10 +8,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
 from dnnbrain_app.activations import FROM_FILE, choose_reduced, list_file_layers, plan_features
+from dnnbrain_app.analysis_stages import check_analyses, choose_analyses, find_output
 from dnnbrain_app.config import Config, count_cpus, measure_memory
 from dnnbrain_app.derivatives.dataset import check_places
 from dnnbrain_app.derivatives.names import join_entities
@@ -22,8 +24,8 @@ from dnnbrain_app.network_stages import list_stimulus_names
 from dnnbrain_app.networks.options import NetworkOptions
 from dnnbrain_app.records import Unit
 from dnnbrain_app.session import Progress
-from dnnbrain_app.stages import check_analyses, choose_analyses, find_output
 from dnnbrain_app.stimuli.sets import find_missing
+from dnnbrain_app.stimuli.videos import VIDEO_SUFFIXES
 
 logger = logging.getLogger(__name__)
 
@@ -176,44 +178,81 @@ def _plan_stimuli(config: Config) -> str:
     return "\n".join([_format_table(rows), "", where, "nothing was written"])
 
 
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """How much of what a unit has."""
+
+    n_volumes: int
+    n_voxels: int
+    n_trials: int
+    n_betas: int
+    n_stimuli: int
+    n_looks: int  # images that a network sees, frames of clips among them
+    n_rows: int  # of the models: stimuli, or volumes
+    missing: list[str]
+
+
 def _plan_unit(
     unit: Unit, networks: Sequence[_Network], speed: float, config: Config
 ) -> tuple[tuple[str, ...], float, float]:
     """Estimate one unit: its row of the table, bytes on disk, seconds."""
-    from dnnbrain_app.dataset.images import read_unit_space
-
-    trials = gather_trials(unit, config)
-    stimuli = sorted(set(trials.stimulus))
-    missing = find_missing(stimuli, find_stimuli_folder(config), map_stimuli(config))
-    n, n_volumes, n_voxels = len(stimuli), sum(run.n_volumes for run in unit.runs), read_unit_space(unit).n_voxels
-    rows = len(trials) if config.responses.model != "condition" else n
+    load = _measure_load(unit, config)
     layers = sum(network.n_layers for network in networks)
-    n_maps = rows + 3 * layers + len(networks)
-    disk = 4.0 * n_maps * n_voxels
-    longest = max(run.n_volumes for run in unit.runs)
-    features = max((4.0 * n * network.n_features for network in networks), default=0.0)
-    features = min(features, measure_memory(config.run) / 4)
-    memory = _OVERHEAD + 4.0 * n_voxels * (2 * longest + 2 * rows + 2 * n) + features + 16.0 * layers * n**2
-    folds = config.encoding.n_folds
-    n_columns = n_voxels + config.encoding.n_null
-    encoding = layers * folds * (2.0 * n * n * n_columns + 60.0 * n * n_columns + 25.0 * n**3) / speed
-    encoding *= "encoding" in choose_analyses(config)
-    glm = (2.0 * rows * n_volumes / max(len(unit.runs), 1) * n_voxels + _PASSES * 10.0 * n_volumes * n_voxels) / speed
-    seconds = glm + encoding + n * sum(network.seconds_per_image for network in networks) + 5
+    disk = 4.0 * (load.n_betas + 3 * layers + len(networks)) * load.n_voxels
+    seconds = _estimate_seconds(load, networks, speed, len(unit.runs), config)
     row = (
         unit.participant,
         unit.task,
         unit.label.partition("_space-")[2] or unit.space,
         str(len(unit.runs)),
-        str(n_volumes),
-        str(len(trials)),
-        str(n - len(missing)),
-        f"{len(missing)} ({missing[0]} ...)" if missing else "0",
+        str(load.n_volumes),
+        str(load.n_trials),
+        str(load.n_stimuli - len(load.missing)),
+        f"{len(load.missing)} ({load.missing[0]} ...)" if load.missing else "0",
         f"{disk / _GIGA:.2f} GB",
-        f"{memory / _GIGA:.1f} GB",
+        f"{_estimate_memory(load, networks, max(run.n_volumes for run in unit.runs), config) / _GIGA:.1f} GB",
         _format_time(seconds),
     )
     return row, disk, seconds
+
+
+def _measure_load(unit: Unit, config: Config) -> _Load:
+    from dnnbrain_app.dataset.images import read_unit_space
+
+    trials, model = gather_trials(unit, config), config.responses.model
+    stimuli = sorted(set(trials.stimulus))
+    n_volumes = 0 if model == "precomputed" else sum(run.n_volumes for run in unit.runs)
+    lengths = {name: duration for name, duration in zip(trials.stimulus, trials.duration, strict=True) if duration > 0}
+    moving = [name for name in stimuli if Path(name).suffix.lower() in (*VIDEO_SUFFIXES, ".gif")]
+    n_frames = sum(max(1, round(lengths.get(name, 1.0) * config.stimuli.frame_rate)) for name in moving)
+    return _Load(
+        n_volumes=n_volumes,
+        n_voxels=read_unit_space(unit).n_voxels,
+        n_trials=len(trials),
+        n_betas={"condition": len(stimuli), "timeseries": 0}.get(model, len(trials)),
+        n_stimuli=len(stimuli),
+        n_looks=len(stimuli) - len(moving) + n_frames,
+        n_rows=n_volumes if model == "timeseries" else len(stimuli),
+        missing=find_missing(stimuli, find_stimuli_folder(config), map_stimuli(config)),
+    )
+
+
+def _estimate_memory(load: _Load, networks: Sequence[_Network], longest: int, config: Config) -> float:
+    features = max((4.0 * load.n_looks * network.n_features for network in networks), default=0.0)
+    features = min(features, measure_memory(config.run) / 4)
+    layers = sum(network.n_layers for network in networks)
+    series = 4.0 * load.n_voxels * (2 * longest + 2 * load.n_betas + 2 * load.n_rows)
+    return _OVERHEAD + series + features + 16.0 * layers * load.n_stimuli**2
+
+
+def _estimate_seconds(load: _Load, networks: Sequence[_Network], speed: float, n_runs: int, config: Config) -> float:
+    n, n_columns = load.n_rows, load.n_voxels + config.encoding.n_null
+    layers, folds = sum(network.n_layers for network in networks), config.encoding.n_folds
+    encoding = layers * folds * (2.0 * n * n * n_columns + 60.0 * n * n_columns + 25.0 * n**3)
+    encoding *= "encoding" in choose_analyses(config)
+    passes = _PASSES * (4 if config.responses.model == "glmsingle" else 1)
+    glm = (2.0 * load.n_betas * load.n_volumes / max(n_runs, 1) + passes * 10.0 * load.n_volumes) * load.n_voxels
+    return (glm + encoding) / speed + load.n_looks * sum(network.seconds_per_image for network in networks) + 5
 
 
 def _measure_network(name: str, config: Config) -> _Network:

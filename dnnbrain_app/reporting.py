@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from dnnbrain_app import __version__
+from dnnbrain_app.analysis_stages import choose_analyses, find_output
 from dnnbrain_app.config import Config, dump_toml
 from dnnbrain_app.dataset.atlases import name_atlas, read_atlas
 from dnnbrain_app.dataset.confounds import read_confounds
@@ -29,14 +30,13 @@ from dnnbrain_app.derivatives.maps import name_maps, read_maps
 from dnnbrain_app.derivatives.matrices import read_rdms
 from dnnbrain_app.derivatives.sidecars import list_versions, read_json
 from dnnbrain_app.derivatives.tables import read_region_table, read_table, read_trials
-from dnnbrain_app.inputs import gather_trials
+from dnnbrain_app.inputs import find_stimuli_folder, gather_stimuli, gather_trials
 from dnnbrain_app.records import Array, Atlas, BrainSpace, EncodingScores, Rdm, RsaScores, Trials, Unit
 from dnnbrain_app.reports.contents import Design, NetworkReport, Provenance, ResponseReport, RunRow, UnitReport
 from dnnbrain_app.reports.facts import EncodingFacts, MethodsFacts, NetworkFacts, ResponseFacts, RsaFacts
 from dnnbrain_app.reports.methods import write_methods
 from dnnbrain_app.reports.wording import count_things
 from dnnbrain_app.session import Session
-from dnnbrain_app.stages import choose_analyses, find_output, find_stimuli_folder, gather_stimuli
 
 logger = logging.getLogger(__name__)
 _TRIALS_SHOWN = 12
@@ -127,9 +127,9 @@ def describe_unit(unit: Unit, session: Session) -> UnitReport:
         region_rdms=tuple(read_rdms(names.region_rdms(root, unit, atlas.name))) if has_rdms and atlas else (),
         meshes=find_meshes(unit, [path for name, path in session.roots.items() if name not in ("", "raw")]),
         background=read_bold(unit.runs[0], space).mean(axis=0) if space.format == "nifti" and has_runs else None,
-        design=read_design(unit, shown, root) if has_runs else None,
+        design=read_design(unit, shown, model, root) if has_runs else None,
         attributes=stimuli.attributes,
-        warnings=warn_about(shown, trials, responses),
+        warnings=warn_about(shown, trials, responses, with_rsa="rsa" in choose_analyses(config)),
         responses=responses,
     )
 
@@ -230,23 +230,23 @@ def count_trials(trials: Trials) -> tuple[RunRow, ...]:
     return tuple(RunRow(label, int(n)) for label, n in zip(trials.run_labels, counts, strict=True))
 
 
-def read_design(unit: Unit, shown: Trials, root: Path) -> Design:
-    """Read back the first run's design: some trials, the sum of all, and the nuisance regressors."""
+def read_design(unit: Unit, shown: Trials, model: str, root: Path) -> Design:
+    """Read back the first run's design: some trials and the sum of all (of time series, all), and the nuisance."""
     path = names.design_table(root, unit.runs[0])
-    table, about = read_table(path), read_json(names.sidecar(path))
-    n_trials, n_nuisance = int(about["Trials"]), len(about["Nuisance"])
-    events, nuisance = table.iloc[:, 1 : 1 + n_trials], table.iloc[:, len(table.columns) - n_nuisance :]
-    titles, matrix, note = [*events.columns], [events.to_numpy()], ""
-    if n_trials > 1:
-        few = events.iloc[:, :_TRIALS_SHOWN]
-        titles, matrix = [*few.columns, "all trials"], [few.to_numpy(), events.sum(axis=1)]
+    table, nuisance = read_table(path), read_json(names.sidecar(path))["Nuisance"]
+    n_trials = int((shown.run == 0).sum())
+    columns = table.drop(columns=["frame_time", *nuisance])  # trials, then their derivatives
+    note = ""
+    if model != "timeseries":
+        few, total = columns.iloc[:, : min(n_trials, _TRIALS_SHOWN)], columns.iloc[:, :n_trials].sum(axis=1)
         note = f"the first {few.shape[1]} of {n_trials} trials, their sum, and the nuisance regressors"
-    titles = [str(name) for name in (*titles, *nuisance.columns)]
-    columns = np.column_stack([*matrix, nuisance.to_numpy()])
-    return Design(shown.run_labels[0], columns, tuple(titles), table["frame_time"].to_numpy(), note)
+        columns = few.assign(**{"all trials": total})
+    matrix = np.column_stack([columns.to_numpy(), table[nuisance].to_numpy()])
+    titles = tuple(map(str, [*columns.columns, *nuisance]))
+    return Design(shown.run_labels[0], matrix, titles, table["frame_time"].to_numpy(), note)
 
 
-def warn_about(shown: Trials, kept: Trials, responses: ResponseReport) -> tuple[str, ...]:
+def warn_about(shown: Trials, kept: Trials, responses: ResponseReport, *, with_rsa: bool) -> tuple[str, ...]:
     """Say what a reader of the results must know."""
     said, n_repeated = [], responses.n_repeated
     if responses.model not in ("condition", "timeseries") and not responses.has_ceiling:
@@ -256,6 +256,11 @@ def warn_about(shown: Trials, kept: Trials, responses: ResponseReport) -> tuple[
         said.append(
             "No stimulus was shown in two runs, by which the noise regressors and the ridge of glmsingle are judged: "
             "its responses are those of lss, with each voxel's own haemodynamic response."
+        )
+    if with_rsa and responses.model == "lss" and n_repeated:
+        said.append(
+            "RSA of lss responses: a part of each response is its neighbours', which blurs RDMs where the signal is strong. "
+            "As stimuli repeat, condition or glmsingle keep the geometry better."
         )
     n_lost = len(set(shown.stimulus)) - len(set(kept.stimulus))
     if n_lost:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +102,16 @@ class RunReader:
             yield RunData(read_bold(run, self.space, self.columns), run.frame_times, nuisance)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Fit:
+    """Betas (n_rows, n_voxels), the trial of each row, maps of what was chosen for each voxel, and more to tell."""
+
+    betas: Array
+    trials: Trials
+    maps: dict[str, Array] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+
+
 def key_responses(unit: Unit, config: Config) -> str:
     """Digest all that the betas depend on."""
     files = [file for run in unit.runs for file in (*run.bold, run.events, run.confounds, run.mask) if file]
@@ -114,27 +124,27 @@ def key_responses(unit: Unit, config: Config) -> str:
 def estimate_responses(unit: Unit, trials: Trials, space: BrainSpace, session: Session) -> list[Path]:
     """Estimate a response to each trial; write them, what each is, how reliable they are, and the designs."""
     options = session.config.responses
-    chosen: dict[str, Array] = {}
     outputs: list[Path] = []
     if options.model == "precomputed":
         shown = session.config.stimuli
-        data, kept = read_betas(unit, space, shown.column, shown.trial_filter), trials
+        fit = Fit(read_betas(unit, space, shown.column, shown.trial_filter), trials)
     else:
         reader, outputs = write_designs(unit, trials, space, session)
         if options.model == "timeseries":
             return outputs
-        data, kept, chosen = fit_model(reader, trials, session)
+        fit = fit_model(reader, trials, session)
+    kept = fit.trials
     rows = zip(kept.stimulus, kept.run, kept.repeat, strict=True)
     labels = [f"{stimulus} {kept.run_labels[run]} {repeat + 1}" for stimulus, run, repeat in rows]
     text = "Responses to single stimuli, in the order of the table beside this file"
     about = describe_responses(text, unit, space, session)
-    about |= {"Maps": labels}
+    about |= {"Maps": labels, **fit.about}
     if options.model != "precomputed":
         about |= {"Statistic": "regression weight", "Units": BETA_UNITS[options.scaling]}
-    outputs += write_maps(names.beta_map(session.output, unit, options.model), data, labels, space, about)
+    outputs += write_maps(names.beta_map(session.output, unit, options.model), fit.betas, labels, space, about)
     outputs += write_trials(names.beta_trials(session.output, unit, options.model), kept, about)
-    chosen |= measure_reliability(data, kept, session)
-    return outputs + write_response_maps(chosen, unit, kept, space, session)
+    maps = {**fit.maps, **measure_reliability(fit.betas, kept, session)}
+    return outputs + write_response_maps(maps, unit, kept, space, session)
 
 
 def write_designs(unit: Unit, trials: Trials, space: BrainSpace, session: Session) -> tuple[RunReader, list[Path]]:
@@ -142,6 +152,10 @@ def write_designs(unit: Unit, trials: Trials, space: BrainSpace, session: Sessio
     from dnnbrain_app.responses.nuisance import build_nuisance
 
     options, outputs, nuisances = session.config.responses, [], []
+    bare = [run.label for run in unit.runs if run.confounds is None]
+    if bare and options.motion:
+        text = "%d of %d runs (%s, ...) have no confounds file: their nuisance is drifts and a constant"
+        logger.warning(text, len(bare), len(unit.runs), bare[0])
     for number, run in enumerate(unit.runs):
         nuisance, columns = build_nuisance(read_confounds(run), run.frame_times, options)
         outputs += write_run_design(run, trials.take(trials.run == number), nuisance, columns, session)
@@ -153,28 +167,41 @@ def write_run_design(
     run: Run, trials: Trials, nuisance: Array, nuisance_names: tuple[str, ...], session: Session
 ) -> list[Path]:
     """Write a run's design matrix: a regressor for each trial, named by stimulus and onset, then the nuisance."""
-    from dnnbrain_app.responses.design import build_derivatives, build_design
-
     options = session.config.responses
-    hrf = "glover" if options.hrf == "fir" else options.hrf
-    X = build_design(trials.onset, trials.duration, run.frame_times, hrf)
-    titles = [f"{stimulus} @ {onset:g} s" for stimulus, onset in zip(trials.stimulus, trials.onset, strict=True)]
-    if options.model == "timeseries":
-        X, titles = X.sum(axis=1, keepdims=True), ["all stimuli"]
-    D = build_derivatives(trials.onset, trials.duration, run.frame_times, hrf, np.eye(len(trials), dtype=bool))
-    derived = [f"{title}, {name}" for name in ("derivative", "dispersion") for title in titles][: D.shape[1]]
-    matrix = dict(zip([*titles, *derived, *nuisance_names], np.c_[X, D, nuisance].T, strict=True))
+    titles, X = (build_sums if options.model == "timeseries" else build_regressors)(run, trials, options)
+    matrix = dict(zip([*titles, *nuisance_names], np.c_[X, nuisance].T, strict=True))
     about = describe_map(
         "Design matrix: a regressor for each trial (named by stimulus and onset), then the nuisance regressors",
         [make_uri(file, session.roots) for file in (run.events, run.confounds) if file],
         parameters=describe_parameters(options),
     )
-    about |= {"Trials": len(titles), "Nuisance": list(nuisance_names)}
+    about |= {"Nuisance": list(nuisance_names)}
     return write_design(names.design_table(session.output, run), run.frame_times, matrix, about)
 
 
-def fit_model(reader: RunReader, trials: Trials, session: Session) -> tuple[Array, Trials, dict[str, Array]]:
-    """Estimate betas, of as many voxels at once as fit the memory; maps of what was chosen for each voxel."""
+def build_regressors(run: Run, trials: Trials, options: ResponseOptions) -> tuple[list[str], Array]:
+    """Build the regressor of each trial, then their derivatives."""
+    from dnnbrain_app.responses.design import build_derivatives, build_design
+
+    events = trials.onset, trials.duration, run.frame_times, options.hrf
+    titles = [f"{stimulus} @ {onset:g} s" for stimulus, onset in zip(trials.stimulus, trials.onset, strict=True)]
+    X, D = build_design(*events), build_derivatives(*events, np.eye(len(trials), dtype=bool))
+    derived = [f"{title}, {name}" for name in ("derivative", "dispersion") for title in titles]
+    return [*titles, *derived[: D.shape[1]]], np.c_[X, D]
+
+
+def build_sums(run: Run, trials: Trials, options: ResponseOptions) -> tuple[list[str], Array]:
+    """Build the regressors of a time series: anything shown, at each delay."""
+    from dnnbrain_app.responses.timeseries import convolve_trials
+
+    parts = convolve_trials(trials.onset, trials.duration, run.frame_times, options)
+    X = np.column_stack([part.sum(axis=1) for part in parts])
+    delays = [f"all stimuli, {delay} volumes before" for delay in range(1, X.shape[1])]
+    return ["all stimuli", *delays], X
+
+
+def fit_model(reader: RunReader, trials: Trials, session: Session) -> Fit:
+    """Estimate betas, of as many voxels at once as fit the memory."""
     from dnnbrain_app.responses.glm import estimate_betas
 
     options, n_voxels = session.config.responses, reader.space.n_voxels
@@ -187,24 +214,24 @@ def fit_model(reader: RunReader, trials: Trials, session: Session) -> tuple[Arra
             session.progress(f"{reader.unit.label}: slabs of voxels", number, len(slabs))
         part, kept = estimate_betas(replace(reader, columns=columns), trials, options)
         if len(slabs) == 1:
-            return part, kept, {}
+            return Fit(part, kept)
         if betas is None:
             betas = allocate((len(part), n_voxels), session)
         betas[:, columns] = part
     assert betas is not None  # there are voxels
-    return betas, kept, {}
+    return Fit(betas, kept)
 
 
-def fit_glmsingle(reader: RunReader, trials: Trials, session: Session) -> tuple[Array, Trials, dict[str, Array]]:
+def fit_glmsingle(reader: RunReader, trials: Trials, session: Session) -> Fit:
     """Estimate betas by what repeats in other runs prove to help; this takes all voxels at once."""
     from dnnbrain_app.responses.glmsingle import estimate_glmsingle
 
     fit = estimate_glmsingle(reader, trials, session.config.responses)
     fit.betas[:, np.isnan(fit.betas.sum(axis=0))] = np.nan
-    hrf = np.where(np.isnan(fit.betas[0]), np.nan, fit.hrf + 1.0)
-    chosen = {"hrf": hrf} | ({} if np.isnan(fit.fraction).all() else {"fraction": fit.fraction})
-    logger.info("%s: %d noise regressors a run", reader.unit.label, fit.n_components)
-    return fit.betas, trials.take(fit.rows), chosen
+    maps = {"hrf": np.where(np.isnan(fit.betas[0]), np.nan, fit.hrf + 1.0)}
+    if not np.isnan(fit.fraction).all():
+        maps["fraction"] = fit.fraction
+    return Fit(fit.betas, trials.take(fit.rows), maps, {"NoiseRegressors": fit.n_components})
 
 
 def divide_voxels(unit: Unit, trials: Trials, n_voxels: int, session: Session) -> list[slice]:

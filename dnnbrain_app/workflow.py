@@ -14,11 +14,20 @@ import time
 import traceback
 import uuid
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
 from dnnbrain_app import __version__
 from dnnbrain_app.activations import compute_activations, is_written
+from dnnbrain_app.analysis_stages import (
+    ANALYSES,
+    check_analyses,
+    check_networks,
+    choose_analyses,
+    find_output,
+    key_analysis,
+)
 from dnnbrain_app.config import Config, count_cpus, dump_toml, measure_memory
 from dnnbrain_app.dataset.atlases import read_atlas
 from dnnbrain_app.dataset.images import read_unit_space
@@ -46,14 +55,6 @@ from dnnbrain_app.response_stages import (
     read_timeseries,
 )
 from dnnbrain_app.session import STEP, Progress, Session
-from dnnbrain_app.stages import (
-    ANALYSES,
-    check_analyses,
-    check_networks,
-    choose_analyses,
-    find_output,
-    key_analysis,
-)
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +138,11 @@ def bring_activations(network: str, responses: Responses, stimuli: StimulusSet, 
     """Bring the activations to the rows of the responses: stimuli, or volumes."""
     if responses.series is None:
         return compute_activations(network, stimuli, session).take(responses.stimuli.ids)
-    return convolve_activations(compute_activations(network, responses.stimuli, session), responses.series)
+    activations = compute_activations(network, responses.stimuli, session)
+    if responses.stimuli.ids != stimuli.ids:  # frames in the place of clips
+        rate = {"FrameRate": session.config.stimuli.frame_rate}
+        activations = replace(activations, provenance={**activations.provenance, **rate})
+    return convolve_activations(activations, responses.series)
 
 
 def survey_unit(unit: Unit, session: Session) -> tuple[Trials, StimulusSet, dict[str, str]]:

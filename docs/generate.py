@@ -16,7 +16,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import click
 
-from dnnbrain_app import cli, config, errors, stages
+from dnnbrain_app import analysis_stages, cli, config, errors, group_stages, response_stages
 from dnnbrain_app.derivatives import maps, names
 from dnnbrain_app.records import Run, Unit
 
@@ -147,8 +147,10 @@ def describe_outputs() -> str:
     """Make the page of files, with names that the table of names itself gave to an example."""
     scheme = inspect.cleandoc(names.__doc__ or "").partition("::\n\n")[2].partition("\n\nMaps are")[0]
     extensions = [(_code(kind), _code(extension)) for kind, extension in maps.EXTENSIONS.items()]
-    stats = [(_code(stat), _escape(text)) for stat, text in stages.ENCODING_MAPS.items()]
-    units = [(_code(scaling), _escape(text)) for scaling, text in stages.BETA_UNITS.items()]
+    stats = [(_code(stat), _escape(text)) for stat, text in analysis_stages.ENCODING_MAPS.items()]
+    units = [(_code(scaling), _escape(text)) for scaling, text in response_stages.BETA_UNITS.items()]
+    responses = [(_code(stat), _escape(text)) for stat, text in response_stages.RESPONSE_MAPS.items()]
+    ceilings = [(_code(stat), _escape(text)) for stat, text in group_stages.CEILING_MAPS.items()]
     return _page(
         "Outputs",
         "`OUTPUT_DIR` is a BIDS derivative dataset. All names come from one table:",
@@ -163,9 +165,12 @@ def describe_outputs() -> str:
         "A map holds 0 where there are no data (outside the mask) and NaN where the data have no signal.",
         "## Encoding maps\n\n`r`, `rsquared` and `alpha` have one map a layer, named by the layer; `bestlayer` has one "
         "map.\n\n" + _table(("`stat-`", "Value"), stats),
-        "## Betas\n\nOne map a trial (`lss`) or a stimulus (`condition`). The `.tsv` of the same name has one row a "
-        "map: `run`, `onset` (s), `duration` (s), `stimulus`, `repeat` (from 0). The unit depends on "
+        "## Betas\n\nOne map a trial or, by `condition`, a stimulus; none by `timeseries`. The `.tsv` of the same name "
+        "has one row a map: `run`, `onset` (s), `duration` (s), `stimulus`, `repeat` (from 0). The unit depends on "
         "`responses.scaling`:\n\n" + _table(("`scaling`", "Unit"), units),
+        "## Maps of responses\n\nOne map each. The first three are there where stimuli repeat, the others by "
+        "`glmsingle`.\n\n" + _table(("`stat-`", "Value"), responses),
+        "## Maps of the group\n\n" + _table(("`stat-`", "Value"), ceilings),
         "## Tables of regions\n\nOne row for each region and layer: `region`, `layer`, `depth` (the layer's place in "
         "the forward pass, from 1), then the scores. Encoding: `r` and `rsquared`, means over the region's voxels, "
         "and `n_voxels`, the voxels with a score. RSA: a column for each comparison.",
@@ -203,7 +208,13 @@ def _list_files() -> Iterator[str]:
         ): "RDMs of the layers, for the unit's stimuli; they lie in no brain space.",
         names.beta_map(root, unit, "lss"): "Betas: the responses to single trials or stimuli.",
         names.beta_trials(root, unit, "lss"): "What each of the betas is.",
+        names.response_map(
+            root, unit, "lss", f"{{{','.join(names.RESPONSE_STATS)}}}"
+        ): "How good the responses are, and what was chosen to estimate them, see below.",
         names.design_table(root, run): "Design matrix of a run: frame time, one column a trial, nuisance regressors.",
+        names.group_map(
+            root, {key: label for key, label in EXAMPLE.items() if key != "sub"}, "lss", "lowerceiling"
+        ): "How far participants respond alike, see below; by the group level.",
         names.figures_folder(root, "01") / "*": "The report's figures, as SVG and PNG.",
         names.activations(root, NETWORK, "0123456789ab"): "With `--save-activations`: the activations of all layers, "
         "in the original DNNBrain's layout; participants who saw the same stimuli share the file.",

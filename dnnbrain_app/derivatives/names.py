@@ -5,7 +5,8 @@
     OUT/sub-<L>[/ses-<L>]/func/
       sub-<L>[_ses-<L>]_task-<T>[_..][_hemi-L|R]_space-<S>[_res-|_den-]
         _model-<net>_stat-<r|rsquared|alpha|bestlayer>_desc-encoding_statmap.<image>   encoding_map
-        _stat-effect_desc-<lss|condition>_statmap.<image> and .tsv                     beta_map, beta_trials
+        _stat-effect_desc-<lss|glmsingle|..>_statmap.<image> and .tsv                  beta_map, beta_trials
+        _stat-<noiseceiling|ncsnr|..>_desc-<lss|..>_statmap.<image>                    response_map
       ..._space-<S>_seg-<atlas>[_res-|_den-]
         _model-<net>_desc-<encoding|rsa>_statmap.tsv                                   region_table
         _stat-<metric>_relmat.h5                                                       region_rdms
@@ -16,6 +17,9 @@
     OUT/sub-<L>/log/report.json                                                        report_status
     OUT/sub-<L>/log/<run id>/crash-<name>.txt                                          crash_file
     OUT/logs/<run id>/config.toml   OUT/logs/CITATION.md                               config_file, citation
+    OUT/group/func/
+      group_task-<T>_space-<S>_stat-<lowerceiling|..>_desc-<lss|..>_statmap.<image>    group_map
+    OUT/group/log/status.json   .lock   <run id>/crash-<group>.txt                     group_log
     OUT/stimuli/model-<net>/
       model-<net>_stimuli-<digest>.act.h5                                              activations
       model-<net>_stimuli-<digest>_desc-<channels|preferred>_features.tsv              channel_table

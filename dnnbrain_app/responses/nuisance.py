@@ -61,8 +61,6 @@ def build_nuisance(
     Power et al. (2012), doi:10.1016/j.neuroimage.2011.10.018.
     """
     n_frames = len(frame_times)
-    if not confounds and options.motion:
-        logger.warning("no confounds file: drifts and a constant are the only nuisance regressors")
     cosines = sorted(filter(COSINE.fullmatch, confounds))
     asked = [*cosines, *(_name_requested(confounds, options))]
     columns = {"constant": np.ones(n_frames)}

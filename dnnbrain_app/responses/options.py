@@ -26,7 +26,8 @@ class ResponseOptions:
         default="lss",
         metadata={
             "doc": (
-                "lss: one model a trial (Mumford 2012). lsa: one model a run, with a regressor for each trial. "
+                "lss: one model a trial (Mumford 2012); stimuli that a run shows 8 times or more keep their own "
+                "regressor. lsa: one model a run, with a regressor for each trial. "
                 "glmsingle: lsa with each voxel's own HRF, noise regressors from the data and ridge (Prince 2022). "
                 "condition: one regressor a stimulus, over all runs. "
                 "timeseries: no responses; features, convolved, predict the run itself. "

@@ -89,7 +89,7 @@ def build_timeseries(
         shown = np.flatnonzero((trials.run == index) & (column >= 0))
         shows = csr_array((np.ones(len(shown)), (np.arange(len(shown)), column[shown])), (len(shown), len(stimuli)))
         events = trials.onset[shown], trials.duration[shown], run.frame_times
-        events_in_time = list(_convolve(*events, options))
+        events_in_time = list(convolve_trials(*events, options))
         designs.append([csr_array(csr_array(x) @ shows) for x in events_in_time])
         Q = _extend_basis(run.nuisance, np.column_stack([x.sum(axis=1) for x in events_in_time]))
         Y = np.empty(run.bold.shape, dtype=np.float32)
@@ -155,8 +155,14 @@ def _extend_basis(nuisance: Array, more: Array) -> Array:
     return np.hstack([Q, U[:, s > FOLLOWS * np.linalg.norm(more)]])
 
 
-def _convolve(onset: Array, duration: Array, frame_times: Array, options: ResponseOptions) -> Iterator[Array]:
-    """Convolve events with the HRF, or with a box for each delay, in which a volume lasts from its time to the next."""
+def convolve_trials(onset: Array, duration: Array, frame_times: Array, options: ResponseOptions) -> Iterator[Array]:
+    """Convolve events with the HRF, or with a box for each delay, in which a volume lasts from its time to the next.
+
+    Yields
+    ------
+    array of shape (n_frames, n_events)
+        One for an HRF, one a delay for a finite impulse response.
+    """
     if options.hrf != "fir":
         yield convolve_events(onset, duration, frame_times, get_kernels(options.hrf)[0])
         return

@@ -94,7 +94,7 @@ def test_what_a_unit_lacks_is_said_in_its_row(copied: Any, plan: Callable[..., A
         path.write_text(path.read_text().replace("stim_file", "picture"))
     outcome = plan(participants=("01", "02"))
     assert outcome.code == 0
-    assert outcome.out.count("no column 'stim_file'") == 2
+    assert outcome.out.count("no column stim_file, stim_id or stimulus_id") == 2
     assert [row["trials"] for row in read_rows(outcome.out) if row["participant"] == "02"] == ["48", "48"]
 
 

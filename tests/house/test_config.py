@@ -145,7 +145,7 @@ def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
         ("dataset", "participants", True, ["dataset.participants", "True"]),
         ("dataset", "participants", [["01"]], ["dataset.participants"]),
         ("responses", "motion", 12, ["responses.motion", "'12'", "0, 6, 24"]),
-        ("responses", "model", "LSS", ["responses.model", "'LSS'", "lss, condition"]),
+        ("responses", "model", "LSS", ["responses.model", "'LSS'", "lss, lsa"]),
         ("responses", "high_pass", -1, ["responses.high_pass", "-1"]),
         ("networks", "names", [], ["networks.names", "--network"]),
         ("networks", "weights", 3, ["networks.weights", "3"]),

@@ -69,7 +69,7 @@ MODELS = {  # what is said, and what is not
         | a voxel and run | were averaged""",
         "Turner et al. | Prince",
     ),
-    "lsa": ("one model a run with a regressor for each trial (Mumford | a voxel and run | were averaged", "separat"),
+    "lsa": ("one model a run with a regressor for each trial (Mumford | a voxel and run | were averaged", "separately"),
     "glmsingle": (
         """ideas of GLMsingle (Prince | (Handwerker | most likely | (Kay et al., 2013) | (Rokem & Kay
         | one coefficient a run | The first function of the library was Glover's | were averaged""",

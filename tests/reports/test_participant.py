@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dnnbrain_app.errors import BadDataError
+from dnnbrain_app.reports.contents import ResponseReport
 from dnnbrain_app.reports.facts import MethodsFacts
 from dnnbrain_app.reports.participant import ParticipantReport, render_participant
 
@@ -124,10 +125,20 @@ def test_names_from_the_data_are_text_wherever_they_appear(make, rng):
             dataclasses.replace(rdm, name=name) for rdm, name in zip(network.layer_rdms, layers, strict=True)
         ),
     )
+    n = space.n_voxels
+    maps = {
+        "noiseceiling": np.full(n, 0.8),
+        "ncsnr": np.full(n, 2.0),
+        "reliability": np.full(n, 0.5),
+        "hrf": np.ones(n),
+    }
+    everywhere = {EVIL: np.ones(n, dtype=bool)}
+    responses = ResponseReport(EVIL, np.full(12, 2), 1, maps, 0.1, library={EVIL: 5.0}, regions=everywhere)
     named = dataclasses.replace(unit.unit, task=EVIL, space=EVIL, entities={"sub": "../../" + EVIL})
     unit = dataclasses.replace(
         unit, unit=named, runs=(run,), design=design, networks=(network,), attributes={EVIL: np.array([EVIL, "b"] * 6)}
     )
+    unit = dataclasses.replace(unit, responses=responses)
     facts = dataclasses.replace(make.facts(), tasks=(EVIL,), atlas=EVIL, regions={EVIL: EVIL}, software={EVIL: EVIL})
     provenance = dataclasses.replace(make.provenance(), command=EVIL, configuration=EVIL, versions={EVIL: EVIL})
     report = ParticipantReport(EVIL, (unit,), facts, EVIL, (EVIL,), provenance)

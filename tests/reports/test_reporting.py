@@ -41,19 +41,27 @@ NO_CEILING = "No noise ceiling can be known, nor which voxels are reliable, as {
 )
 def test_a_reader_is_warned_where_nothing_repeats(stimulus, model, maps, said):
     trials = make_trials(stimulus)
-    assert list(warn_about(trials, trials, make_responses(stimulus, model, **maps))) == said
+    assert list(warn_about(trials, trials, make_responses(stimulus, model, **maps), with_rsa=False)) == said
 
 
 def test_a_reader_is_warned_of_glmsingle_without_repeats_in_two_runs():
     trials = make_trials(TWICE)
-    said = warn_about(trials, trials, make_responses(TWICE, "glmsingle", noiseceiling=[0.2], hrf=[3.0]))
+    said = warn_about(trials, trials, make_responses(TWICE, "glmsingle", noiseceiling=[0.2], hrf=[3.0]), with_rsa=False)
     assert len(said) == 1
     assert "its responses are those of lss" in said[0]
 
 
+def test_a_reader_is_warned_of_blurred_geometry():
+    trials = make_trials(TWICE)
+    for model, expected in (("lss", True), ("glmsingle", False)):
+        responses = make_responses(TWICE, model, noiseceiling=[0.2], fraction=[0.5])
+        said = warn_about(trials, trials, responses, with_rsa=True)
+        assert any("keep the geometry better" in text for text in said) == expected
+
+
 def test_a_reader_is_warned_of_stimuli_without_a_response():
     shown, kept = make_trials([*TWICE, "lost"]), make_trials(TWICE)
-    said = warn_about(shown, kept, make_responses(TWICE, noiseceiling=[0.2]))
+    said = warn_about(shown, kept, make_responses(TWICE, noiseceiling=[0.2]), with_rsa=False)
     assert said == ("Left out: 1 stimulus, none of whose trials could be estimated.",)
 
 
@@ -82,30 +90,25 @@ def test_library_is_named_by_the_time_of_each_peak(hrf):
 
 
 @pytest.mark.parametrize(
-    ("titles", "derived", "shown"),
+    ("model", "titles", "derived", "shown"),
     [
-        (["a @ 0 s", "b @ 4 s"], [], ["a @ 0 s", "b @ 4 s", "all trials", "constant", "trans_x"]),
-        (["a @ 0 s", "b"], ["a, derivative", "b, derivative"], ["a @ 0 s", "b", "all trials", "constant", "trans_x"]),
-        (["all stimuli"], [], ["all stimuli", "constant", "trans_x"]),
-        ([], [], ["constant", "trans_x"]),
-        (
-            [f"{i} @ {i} s" for i in range(20)],
-            [],
-            [*(f"{i} @ {i} s" for i in range(12)), "all trials", "constant", "trans_x"],
-        ),
+        ("lss", ["a @ 0 s", "b @ 4 s"], [], ["a @ 0 s", "b @ 4 s", "all trials"]),
+        ("lsa", ["a @ 0 s", "b"], ["a, derivative", "b, derivative"], ["a @ 0 s", "b", "all trials"]),
+        ("timeseries", ["all stimuli"], [], ["all stimuli"]),
+        ("timeseries", ["all, 0 volumes", "all, 1 volume"], [], ["all, 0 volumes", "all, 1 volume"]),
+        ("lss", [], [], ["all trials"]),
+        ("lss", [f"{i} @ {i} s" for i in range(20)], [], [*(f"{i} @ {i} s" for i in range(12)), "all trials"]),
     ],
 )
-def test_design_is_read_back_whatever_the_model(tmp_path: Path, rng, titles, derived, shown):
-    entities = {"sub": "01", "task": "x", "run": "1"}
-    run = Run(entities, (), tmp_path / "events.tsv", None, None, 2.0, 0.0, 10)
-    columns = {title: rng.normal(size=10) for title in [*titles, *derived, "constant", "trans_x"]}
-    about = {"Trials": len(titles), "Nuisance": ["constant", "trans_x"]}
-    write_design(names.design_table(tmp_path, run), np.arange(10) * 2.0, columns, about)
-    design = read_design(Unit("01", "x", "fsLR", {}, (run,)), make_trials(["a", "b"]), tmp_path)
-    assert list(design.names) == shown
-    np.testing.assert_allclose(design.matrix[:, -1], columns["trans_x"], rtol=1e-5)
-    if "all trials" in shown:
-        expected = sum((columns[title] for title in titles), np.zeros(10))
-        np.testing.assert_allclose(design.matrix[:, shown.index("all trials")], expected, rtol=1e-5, atol=1e-6)
+def test_design_is_read_back_whatever_the_model(tmp_path: Path, rng, model, titles, derived, shown):
+    run = Run({"sub": "01", "task": "x", "run": "1"}, (), tmp_path / "events.tsv", None, None, 2.0, 0.0, 10)
+    nuisance = ["constant", "trans_x"]
+    columns = {title: rng.normal(size=10) for title in [*titles, *derived, *nuisance]}
+    write_design(names.design_table(tmp_path, run), np.arange(10) * 2.0, columns, {"Nuisance": nuisance})
+    trials = make_trials([*titles, "other"], [0] * len(titles) + [1])
+    design = read_design(Unit("01", "x", "fsLR", {}, (run,)), trials, model, tmp_path)
+    assert list(design.names) == [*shown, *nuisance]
+    expected = columns | {"all trials": sum((columns[title] for title in titles), np.zeros(10))}
+    np.testing.assert_allclose(design.matrix, np.column_stack([expected[name] for name in design.names]), atol=1e-5)
     few = f"the first {min(len(titles), 12)} of {len(titles)} trials, "
-    assert design.note.startswith(few) == (len(titles) > 1)
+    assert design.note.startswith(few) == (model != "timeseries")

@@ -25,9 +25,6 @@ from dnnbrain_app.derivatives.matrices import write_rdms
 from dnnbrain_app.derivatives.sidecars import describe_map, describe_space, list_versions, make_uri
 from dnnbrain_app.derivatives.tables import write_region_table
 from dnnbrain_app.errors import BadDataError, MissingInputError, UsageError
-from dnnbrain_app.inputs import find_stimuli_folder as find_stimuli_folder
-from dnnbrain_app.inputs import gather_stimuli as gather_stimuli
-from dnnbrain_app.inputs import gather_trials as gather_trials
 from dnnbrain_app.records import Activations, Array, EncodingScores, Rdm, StimulusSet
 from dnnbrain_app.response_stages import Responses, describe_model, describe_parameters, describe_sources
 from dnnbrain_app.session import Session
