@@ -2,6 +2,7 @@
 
     python benchmarks/encoding.py                 # n=1000, p=4096, V=5000: a fully connected layer, a few regions
     python benchmarks/encoding.py --size large    # n=2000, p=9216, V=10000
+    python benchmarks/encoding.py --size banded   # n=300, three feature spaces, V=500: mixtures of kernels
     python benchmarks/encoding.py --size many     # n=5000, 20 000, 60 000, p=512, V=1000: ours alone, and its memory
 
 All get the same outer folds and the same penalties relative to the training kernel, choose a penalty for each voxel,
@@ -18,15 +19,17 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from himalaya.kernel_ridge import KernelRidgeCV
+from himalaya.kernel_ridge import KernelRidgeCV, MultipleKernelRidgeCV
 from sklearn.linear_model import RidgeCV
 
+from dnnbrain_app.analyses.banded import score_bands
 from dnnbrain_app.analyses.encoding import score_encoding
 from dnnbrain_app.analyses.folds import make_folds
-from dnnbrain_app.analyses.options import EncodingOptions
+from dnnbrain_app.analyses.options import BandedOptions, EncodingOptions
 from dnnbrain_app.records import Array, Gram
 
 SIZES = {"small": (400, 1500, 1000), "medium": (1000, 4096, 5000), "large": (2000, 9216, 10_000)}
@@ -38,6 +41,8 @@ Scores = list[Array]  # one array of correlations a fold
 MANY = (5000, 20_000, 60_000)
 WIDTH, N_VOXELS = 512, 1000
 MANY_MEMORY = 2**29
+
+N_MIXTURES = 10
 
 
 def simulate(n: int, p: int, V: int, rng: np.random.Generator) -> tuple[Array, Array]:
@@ -160,14 +165,61 @@ def compare_many() -> None:
         )
 
 
+def run_our_bands(spaces: list[Array], Y: Array, folds: list[Array]) -> float:
+    grams = [Gram(str(i), (X.shape[1],), i, (X @ X.T).astype(np.float64), X.sum(1)) for i, X in enumerate(spaces)]
+    options = BandedOptions(**asdict(OPTIONS), n_mixtures=N_MIXTURES)
+    settings = {"rng": np.random.default_rng(0), "memory": 4 * 2**30, "n_jobs": os.cpu_count() or 1}
+    return float(score_bands(grams, Y, folds, options, **settings).r.mean())
+
+
+def run_himalaya_bands(spaces: list[Array], Y: Array, folds: list[Array]) -> float:
+    scores = []
+    for test in folds:
+        parts = [split(X, Y, test) for X in spaces]
+        units = [(X_train**2).sum() / len(X_train) for X_train, *_ in parts]
+        Ks = np.stack([p[0] @ p[0].T / unit for p, unit in zip(parts, units, strict=True)])
+        Ks_test = np.stack([p[1] @ p[0].T / unit for p, unit in zip(parts, units, strict=True)])
+        search = {"alphas": GRID, "n_iter": N_MIXTURES, "progress_bar": False}
+        model = MultipleKernelRidgeCV(
+            kernels="precomputed", solver="random_search", solver_params=search, cv=5, random_state=0
+        )
+        scores.append(correlate(model.fit(Ks, parts[0][2]).predict(Ks_test), parts[0][3]))
+    return float(np.mean(scores))
+
+
+def compare_banded(rounds: int) -> None:
+    """Print both, side by side; himalaya cross-validates each mixture within the training stimuli, we use GCV."""
+    rng = np.random.default_rng(0)
+    n, V = 300, 500
+    spaces, Y = [], np.zeros((n, V), dtype=np.float32)
+    for strength in (0.6, 0.3, 0.0):
+        X, signal = simulate(n, 1500, V, rng)
+        spaces.append(X)
+        Y += strength * signal
+    folds = make_folds(n, OPTIONS.n_folds, rng)
+    tools = {"dnnbrain": run_our_bands, "himalaya": run_himalaya_bands}
+    results: dict[str, list[tuple[float, float, float]]] = {name: [] for name in tools}
+    for _ in range(rounds):
+        for name, run in tools.items():
+            results[name].append(measure(lambda run=run: run(spaces, Y, folds)))  # type: ignore[misc]
+    print(f"n={n} V={V}, 3 spaces, {N_MIXTURES} mixtures, {len(folds)} folds, {len(GRID)} penalties\n")
+    print("| tool | wall s | CPU s | mean r |\n|---|---|---|---|")
+    for name, rows in results.items():
+        wall, cpu, score = np.median(rows, axis=0)
+        print(f"| {name} | {wall:.2f} | {cpu:.2f} | {score:.4f} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=(*SIZES, "many"), default="medium")
+    parser.add_argument("--size", choices=(*SIZES, "many", "banded"), default="medium")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--against", nargs="*", choices=("himalaya", "sklearn"), default=("himalaya", "sklearn"))
     arguments = parser.parse_args()
     if arguments.size == "many":
         compare_many()
+        return
+    if arguments.size == "banded":
+        compare_banded(arguments.rounds)
         return
     n, p, V = SIZES[arguments.size]
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Correlation RDMs and their comparison against rsatoolbox, scipy, and the symmetric product that nobody can avoid.
+"""Correlation RDMs, their comparison and its p values against rsatoolbox, scipy, and the product that nobody can avoid.
 
     python benchmarks/rsa.py                    # RDM of 1000 x 9216; 20 models x 8 RDMs of 500 items
     python benchmarks/rsa.py --size large       # RDM of 2000 x 9216; 20 models x 8 RDMs of 1000 items
@@ -14,13 +14,16 @@ from collections.abc import Callable
 
 import numpy as np
 import rsatoolbox
-from scipy.spatial.distance import pdist
+from scipy.spatial.distance import pdist, squareform
 
 from dnnbrain_app.analyses.rdms import compute_rdm
 from dnnbrain_app.analyses.rsa import score_rsa
+from dnnbrain_app.analyses.rsa_inference import permute_labels
 from dnnbrain_app.records import Array, Rdm
 
 SIZES = {"small": (300, 2000, 92), "medium": (1000, 9216, 500), "large": (2000, 9216, 1000)}
+
+THEIRS = {"rho-a": "rho-a", "whitened-cosine": "cosine_cov"}
 
 Tools = dict[str, Callable[[], Array]]
 
@@ -48,7 +51,7 @@ def list_rdm_tools(n: int, p: int, rng: np.random.Generator) -> Tools:
     }
 
 
-def list_comparison_tools(n: int, rng: np.random.Generator) -> Tools:
+def list_comparison_tools(n: int, comparison: str, rng: np.random.Generator) -> Tools:
     pairs = n * (n - 1) // 2
     layers, regions = rng.random((20, pairs)), rng.random((8, pairs))
     items = tuple(f"{i}" for i in range(n))
@@ -58,13 +61,38 @@ def list_comparison_tools(n: int, rng: np.random.Generator) -> Tools:
 
     def rsatoolbox_eval_fixed() -> Array:
         data = rsatoolbox.rdm.RDMs(regions)
-        return rsatoolbox.inference.eval_fixed(models, data, method="rho-a").evaluations[0]
+        return rsatoolbox.inference.eval_fixed(models, data, method=THEIRS[comparison]).evaluations[0]
 
     return {
         "sorting alone": lambda: np.array([np.sort(values) for values in (*layers, *regions)]),
-        "dnnbrain": lambda: score_rsa("net", layer_rdms, region_rdms, ["rho-a"]).similarity["rho-a"],
+        "dnnbrain": lambda: score_rsa("net", layer_rdms, region_rdms, [comparison]).similarity[comparison],
         "rsatoolbox": rsatoolbox_eval_fixed,
     }
+
+
+def list_permutation_tools(n: int, rng: np.random.Generator) -> Tools:
+    pairs = n * (n - 1) // 2
+    values = rng.random((25, pairs))
+    items = tuple(f"{i}" for i in range(n))
+    rdms = [Rdm(f"{i}", row, items) for i, row in enumerate(values)]
+
+    def permute() -> Array:
+        found = permute_labels(
+            rdms[:5], rdms[5:], "spearman", n_permutations=20, rng=np.random.default_rng(0), memory=2**33
+        )
+        return found.p
+
+    def permute_and_compare() -> Array:
+        """Permute the layers' RDMs, and compare them anew, as one does without a function for it."""
+        draw, regions = np.random.default_rng(0), rsatoolbox.rdm.RDMs(values[5:])
+        squares = [squareform(row) for row in values[:5]]
+        scores = []
+        for order in (np.arange(n), *(draw.permutation(n) for _ in range(20))):
+            layers = np.array([squareform(square[np.ix_(order, order)], checks=False) for square in squares])
+            scores.append(rsatoolbox.rdm.compare(rsatoolbox.rdm.RDMs(layers), regions, method="spearman"))
+        return (np.array(scores) >= scores[0] - 1e-9).mean(axis=0)
+
+    return {"dnnbrain": permute, "rsatoolbox in a loop": permute_and_compare}
 
 
 def measure(title: str, tools: Tools, rounds: int) -> None:
@@ -94,8 +122,11 @@ def main() -> None:
     n, p, n_items = SIZES[arguments.size]
     rng = np.random.default_rng(0)
     measure(f"correlation RDM of {n} x {p}", list_rdm_tools(n, p, rng), arguments.rounds)
-    title = f"rho-a of 20 layers with 8 regions, {n_items} items"
-    measure(title, list_comparison_tools(n_items, rng), arguments.rounds)
+    for comparison in THEIRS:
+        title = f"{comparison} of 20 layers with 8 regions, {n_items} items"
+        measure(title, list_comparison_tools(n_items, comparison, rng), arguments.rounds)
+    title = f"p values of 5 layers with 20 regions, {n_items // 5} items, 20 permutations, spearman"
+    measure(title, list_permutation_tools(n_items // 5, rng), arguments.rounds)
 
 
 if __name__ == "__main__":

@@ -73,6 +73,8 @@ FLAGS = (
     Flag(("--roi",), "dataset.rois", "Analyses", "NAME=LABEL+LABEL..."),
     Flag(("--n-folds",), "encoding.n_folds", "Analyses", "N"),
     Flag(("--folds-by",), "encoding.folds_by", "Analyses", "NAME"),
+    Flag(("--radius",), "searchlight.radius", "Analyses", "MM"),
+    Flag(("--attribute",), "decoding.attributes", "Analyses", "NAME..."),
     Flag(("--random-seed",), "run.random_seed", "Analyses", "N"),
     Flag(("-w", "--work-dir"), "run.work_dir", "Resources and behaviour", "DIR"),
     Flag(("--clean-workdir",), "run.clean_work_dir", "Resources and behaviour"),

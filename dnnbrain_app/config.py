@@ -18,7 +18,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import tomli_w
 
-from dnnbrain_app.analyses.options import EncodingOptions, RsaOptions
+from dnnbrain_app.analyses.options import DecodingOptions, EncodingOptions, RsaOptions, SearchlightOptions
 from dnnbrain_app.dataset.options import DatasetOptions
 from dnnbrain_app.errors import MissingInputError, UnknownNameError, UsageError
 from dnnbrain_app.networks.options import NetworkOptions
@@ -26,7 +26,7 @@ from dnnbrain_app.responses.options import ResponseOptions, check_options
 from dnnbrain_app.stimuli.options import StimuliOptions
 
 Settings = dict[str, dict[str, Any]]
-ANALYSIS_NAMES = ("encoding", "rsa")
+ANALYSIS_NAMES = ("encoding", "rsa", "searchlight", "decoding")
 RECORD = "environment"  # the table of a saved configuration that describes the run and is never read back
 
 
@@ -37,7 +37,10 @@ class RunOptions:
     analyses: tuple[str, ...] = field(
         default=(),
         metadata={
-            "doc": "encoding (ridge, voxel by voxel), rsa (regions of the atlas). Default: what the inputs allow.",
+            "doc": (
+                "encoding (ridge, voxel by voxel), rsa (regions of the atlas), searchlight (RSA around each voxel), "
+                "decoding (attributes of the stimuli from regions). Default: encoding, and rsa with an atlas."
+            ),
             "choices": ANALYSIS_NAMES,
         },
     )
@@ -86,6 +89,8 @@ class Config:
     responses: ResponseOptions = field(default_factory=ResponseOptions)
     encoding: EncodingOptions = field(default_factory=EncodingOptions)
     rsa: RsaOptions = field(default_factory=RsaOptions)
+    searchlight: SearchlightOptions = field(default_factory=SearchlightOptions)
+    decoding: DecodingOptions = field(default_factory=DecodingOptions)
     run: RunOptions = field(default_factory=RunOptions)
 
 
@@ -96,6 +101,8 @@ SECTIONS: dict[str, type] = {
     "responses": ResponseOptions,
     "encoding": EncodingOptions,
     "rsa": RsaOptions,
+    "searchlight": SearchlightOptions,
+    "decoding": DecodingOptions,
     "run": RunOptions,
 }
 
@@ -299,6 +306,13 @@ def _check(config: Config) -> None:
         ("encoding.n_folds", encoding.n_folds, 2),
         ("encoding.n_alphas", encoding.n_alphas, 1),
         ("encoding.n_null", encoding.n_null, 1000),
+        ("encoding.n_permutations", encoding.n_permutations, 0),
+        ("rsa.n_permutations", config.rsa.n_permutations, 0),
+        ("rsa.n_bootstraps", config.rsa.n_bootstraps, 0),
+        ("searchlight.n_permutations", config.searchlight.n_permutations, 0),
+        ("decoding.n_permutations", config.decoding.n_permutations, 0),
+        ("decoding.n_components", config.decoding.n_components, 0),
+        ("decoding.n_folds", config.decoding.n_folds, 2),
         ("networks.batch_size", networks.batch_size, 1),
         ("networks.projection", networks.projection, 0),
         ("networks.clip_frames", networks.clip_frames, 1),
@@ -313,8 +327,24 @@ def _check(config: Config) -> None:
     ):
         if value < least:
             raise UsageError(f"{name} = {value} must be at least {least}")
+    _check_ranges(config)
+    if config.level != "participant" and run.analyses:
+        knows = "the stimulus level knows no brain" if config.level == "stimulus" else "the group level has responses"
+        raise UsageError(f"--analysis {' '.join(run.analyses)} relates networks to brains; {knows}")
+    check_options(config.responses)
+    _check_networks(networks)
+
+
+def _check_ranges(config: Config) -> None:
+    encoding = config.encoding
     if not 0 < config.stimuli.frame_rate <= 1000:
         raise UsageError(f"stimuli.frame_rate = {config.stimuli.frame_rate:g} must be above 0, in frames a second")
+    if not config.rsa.comparisons:
+        raise UsageError("rsa.comparisons is empty; name at least one, such as rho-a")
+    if not 0 < config.searchlight.radius < math.inf:
+        raise UsageError(f"searchlight.radius = {config.searchlight.radius:g} must be above 0, in mm")
+    if not 0 < encoding.ceiling_floor < 1:
+        raise UsageError(f"encoding.ceiling_floor = {encoding.ceiling_floor:g} must be above 0 and below 1")
     if not 0 <= config.responses.min_reliability < 1:
         raise UsageError(f"responses.min_reliability = {config.responses.min_reliability:g} must be from 0 to below 1")
     if not 0 < encoding.alpha_min <= encoding.alpha_max < math.inf:
@@ -322,11 +352,6 @@ def _check(config: Config) -> None:
             f"encoding.alpha_min = {encoding.alpha_min:g} and alpha_max = {encoding.alpha_max:g} "
             "must be positive, finite and in order"
         )
-    if config.level != "participant" and run.analyses:
-        knows = "the stimulus level knows no brain" if config.level == "stimulus" else "the group level has responses"
-        raise UsageError(f"--analysis {' '.join(run.analyses)} relates networks to brains; {knows}")
-    check_options(config.responses)
-    _check_networks(networks)
 
 
 def _check_networks(networks: NetworkOptions) -> None:

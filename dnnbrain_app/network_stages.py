@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 
 from dnnbrain_app.activations import FROM_FILE, find_or_compute, identify_features
-from dnnbrain_app.analysis_stages import gather_rdms
 from dnnbrain_app.config import Config
 from dnnbrain_app.derivatives import names
 from dnnbrain_app.derivatives.files import write_atomically
@@ -22,6 +21,7 @@ from dnnbrain_app.derivatives.tables import write_channel_tables
 from dnnbrain_app.errors import MissingInputError, UsageError
 from dnnbrain_app.inputs import gather_stimuli, require_two
 from dnnbrain_app.records import Activations, StimulusSet
+from dnnbrain_app.rsa_stage import gather_rdms
 from dnnbrain_app.session import Session
 from dnnbrain_app.stimuli.clips import read_frames
 from dnnbrain_app.stimuli.stim_files import StimFile, list_stimuli, read_stim_file

@@ -579,17 +579,23 @@ class RsaScores:
     regions : tuple of str
         Names of the regions.
     similarity : mapping of str to array of shape (n_layers, n_regions)
-        By comparison: ``pearson``, ``spearman``, ``rho-a``.
+        By comparison: ``pearson``, ``spearman``, ``rho-a``, ...
+    tested : str
+        The comparison that `inference` is about; empty where there is none.
+    inference : mapping of str to array of shape (n_layers, n_regions)
+        ``p``, ``p_fwe`` (over layers), ``q`` (over regions), ``low`` and ``high`` (interval), as far as they are known.
     """
 
     network: str
     layers: tuple[str, ...]
     regions: tuple[str, ...]
     similarity: Mapping[str, Array]
+    tested: str = ""
+    inference: Mapping[str, Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         shape = (len(self.layers), len(self.regions))
-        for name, values in self.similarity.items():
+        for name, values in {**self.similarity, **self.inference}.items():
             _require(values.shape == shape, f"RSA {name}: shape {values.shape}, not {shape}")
 
 

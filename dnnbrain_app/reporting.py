@@ -36,6 +36,7 @@ from dnnbrain_app.reports.contents import Design, NetworkReport, Provenance, Res
 from dnnbrain_app.reports.facts import EncodingFacts, MethodsFacts, NetworkFacts, ResponseFacts, RsaFacts
 from dnnbrain_app.reports.methods import write_methods
 from dnnbrain_app.reports.wording import count_things
+from dnnbrain_app.rsa_stage import TESTED, choose_comparison
 from dnnbrain_app.session import Session
 
 logger = logging.getLogger(__name__)
@@ -124,7 +125,7 @@ def describe_unit(unit: Unit, session: Session) -> UnitReport:
         n_trials=len(presented),
         runs=describe_runs(unit, shown, trials, config, root) if has_runs else count_trials(trials),
         networks=networks,
-        region_rdms=tuple(read_rdms(names.region_rdms(root, unit, atlas.name))) if has_rdms and atlas else (),
+        region_rdms=read_region_rdms(unit, atlas.name, session) if has_rdms and atlas else (),
         meshes=find_meshes(unit, [path for name, path in session.roots.items() if name not in ("", "raw")]),
         background=read_bold(unit.runs[0], space).mean(axis=0) if space.format == "nifti" and has_runs else None,
         design=read_design(unit, shown, model, root) if has_runs else None,
@@ -174,12 +175,20 @@ def name_library(hrf: str) -> dict[str, float]:
     return dict(zip(titles, peaks, strict=True))
 
 
+def read_region_rdms(unit: Unit, atlas: str, session: Session) -> tuple[Rdm, ...]:
+    """Read back the RDMs of regions, whose distances the table of a network names."""
+    label = names.label_network(session.config.networks.names[0])
+    about = read_json(names.sidecar(names.region_table(session.output, unit, atlas, label, "rsa")))
+    return tuple(read_rdms(names.region_rdms(session.output, unit, atlas, str(about["Metric"]))))
+
+
 def read_network(name: str, unit: Unit, space: BrainSpace, atlas: str, session: Session) -> NetworkReport:
     """Read back what one network explains of a unit."""
     root, analyses, label = session.output, choose_analyses(session.config), names.label_network(name)
     stems = {stat: names.encoding_map(root, unit, label, stat) for stat in names.ENCODING_STATS}
     encoding, rsa, region_r = None, None, None
     layer_rdms: tuple[Rdm, ...] = ()
+    further: tuple[str, ...] = ()
     layers: tuple[str, ...] = ()
     regions: tuple[str, ...] = ()
     if "encoding" in analyses:
@@ -188,15 +197,20 @@ def read_network(name: str, unit: Unit, space: BrainSpace, atlas: str, session: 
         layers = tuple(about["Layers"])
         edges = float(about["EdgeFraction"])
         best = maps["bestlayer"][0]
+        more = {stat: name_maps(names.encoding_map(root, unit, label, stat), space) for stat in names.ENCODING_MORE}
+        further = tuple(stat for stat, paths in more.items() if paths[0].exists())
         encoding = EncodingScores(label, layers, maps["r"], maps["rsquared"], maps["alpha"], best, edges)
         if atlas:
             _, regions, means = read_region_table(names.region_table(root, unit, atlas, label, "encoding"))
             region_r = means["r"]
     if "rsa" in analyses:
-        layers, named, similarity = read_region_table(names.region_table(root, unit, atlas, label, "rsa"))
-        rsa = RsaScores(label, layers, named, similarity)
-        layer_rdms = tuple(read_rdms(names.layer_rdms(root, unit, label)))
-    return NetworkReport(label, layers, encoding, regions, region_r, rsa, layer_rdms)
+        path = names.region_table(root, unit, atlas, label, "rsa")
+        layers, named, columns = read_region_table(path)
+        similarity = {name: values for name, values in columns.items() if name not in TESTED}
+        inference = {name: values for name, values in columns.items() if name in TESTED}
+        rsa = RsaScores(label, layers, named, similarity, str(read_json(names.sidecar(path))["Tested"]), inference)
+        layer_rdms = tuple(read_rdms(names.layer_rdms(root, unit, label, session.config.rsa.layer_metric)))
+    return NetworkReport(label, layers, encoding, regions, region_r, rsa, layer_rdms, further)
 
 
 def describe_runs(unit: Unit, shown: Trials, kept: Trials, config: Config, root: Path) -> tuple[RunRow, ...]:
@@ -259,7 +273,7 @@ def warn_about(shown: Trials, kept: Trials, responses: ResponseReport, *, with_r
         )
     if with_rsa and responses.model == "lss" and n_repeated:
         said.append(
-            "RSA of lss responses: a part of each response is its neighbours', which blurs RDMs where the signal is strong. "
+            "RSA of lss responses: a part of each response is its neighbours', which blurs RDMs of strong signals. "
             "As stimuli repeat, condition or glmsingle keep the geometry better."
         )
     n_lost = len(set(shown.stimulus)) - len(set(kept.stimulus))
@@ -270,7 +284,7 @@ def warn_about(shown: Trials, kept: Trials, responses: ResponseReport, *, with_r
 
 def collect_facts(config: Config, units: Sequence[Unit], pages: Sequence[UnitReport]) -> MethodsFacts:
     """Gather what the methods text says; without results, what the settings imply."""
-    analyses, encoding = choose_analyses(config), config.encoding
+    analyses = choose_analyses(config)
     layers = {network.network: network.layers for page in pages for network in page.networks}
     return MethodsFacts(
         version=__version__,
@@ -282,18 +296,8 @@ def collect_facts(config: Config, units: Sequence[Unit], pages: Sequence[UnitRep
         fmriprep=_find_fmriprep(units),
         networks=tuple(_describe_network(name, layers, units, config) for name in config.networks.names),
         responses=_describe_responses(config, pages),
-        encoding=EncodingFacts(
-            n_folds=_count_folds(units, config),
-            folds_by=encoding.folds_by,
-            alpha_min=encoding.alpha_min,
-            alpha_max=encoding.alpha_max,
-            n_alphas=encoding.n_alphas,
-            q=0.05,
-            n_null=encoding.n_null,
-        )
-        if "encoding" in analyses
-        else None,
-        rsa=RsaFacts(config.rsa.comparisons) if "rsa" in analyses else None,
+        encoding=_describe_encoding(config, units, pages) if "encoding" in analyses else None,
+        rsa=_describe_rsa(config, pages) if "rsa" in analyses else None,
         atlas=", ".join(dict.fromkeys(map(name_atlas, config.dataset.atlas))),
         regions={name: rule for name, _, rule in (roi.partition("=") for roi in config.dataset.rois)},
         surfaces=tuple(dict.fromkeys(mesh.name for page in pages for mesh in page.meshes.values())),
@@ -324,6 +328,43 @@ def _describe_responses(config: Config, pages: Sequence[UnitReport]) -> Response
         has_ceiling=any(responses.has_ceiling for responses in found),
         has_frequent=any(responses.has_frequent for responses in found),
         is_regularised=any("fraction" in responses.maps for responses in found) if found else None,
+    )
+
+
+def _describe_encoding(config: Config, units: Sequence[Unit], pages: Sequence[UnitReport]) -> EncodingFacts:
+    """Describe the encoding models: what was asked for, and which maps came of it."""
+    options = config.encoding
+    written = {stat for page in pages for network in page.networks for stat in network.further}
+    return EncodingFacts(
+        n_folds=_count_folds(units, config),
+        folds_by=options.folds_by,
+        alpha_min=options.alpha_min,
+        alpha_max=options.alpha_max,
+        n_alphas=options.n_alphas,
+        q=0.05,
+        n_null=options.n_null,
+        n_permutations=options.n_permutations if not pages or "pfwe" in written else 0,
+        ceiling_floor=options.ceiling_floor if "rnorm" in written else 0.0,
+        n_bootstrap=options.n_bootstrap if "confidence" in written else 0,
+    )
+
+
+def _describe_rsa(config: Config, pages: Sequence[UnitReport]) -> RsaFacts:
+    """Describe the RSA: what was asked for, and which distances and tests came of it."""
+    options, is_average = config.rsa, config.responses.model == "condition"
+    metrics: tuple[str, ...] = (options.metric,)
+    if options.metric == "auto":
+        found = {rdm.metric for page in pages for rdm in page.region_rdms}
+        possible = ("correlation",) if is_average else ("crossnobis", "correlation")
+        metrics = tuple(metric for metric in possible if metric in found) or possible
+    known = {name for page in pages for network in page.networks if network.rsa for name in network.rsa.inference}
+    return RsaFacts(
+        comparisons=options.comparisons,
+        metrics=metrics,
+        layer_metric=options.layer_metric,
+        tested=tuple(dict.fromkeys(choose_comparison(metric, options.comparisons) for metric in metrics)),
+        n_permutations=options.n_permutations if not pages or "p" in known else 0,
+        n_bootstraps=options.n_bootstraps if not pages or "low" in known else 0,
     )
 
 

@@ -19,7 +19,7 @@ from dnnbrain_app.dataset.confounds import read_confounds
 from dnnbrain_app.dataset.images import read_bold
 from dnnbrain_app.derivatives import names
 from dnnbrain_app.derivatives.ledger import digest_key, stamp
-from dnnbrain_app.derivatives.maps import name_maps, read_maps, write_maps
+from dnnbrain_app.derivatives.maps import delete_maps, name_maps, read_maps, write_maps
 from dnnbrain_app.derivatives.sidecars import describe_map, describe_space, list_versions, make_uri
 from dnnbrain_app.derivatives.tables import read_trials, write_design, write_trials
 from dnnbrain_app.errors import BadDataError
@@ -272,9 +272,7 @@ def write_response_maps(
     for stat in names.RESPONSE_STATS:
         stem = names.response_map(session.output, unit, session.config.responses.model, stat)
         if stat not in maps:
-            for path in name_maps(stem, space):
-                path.unlink(missing_ok=True)
-                names.sidecar(path).unlink(missing_ok=True)
+            delete_maps(stem, space)
             continue
         about = describe_responses(RESPONSE_MAPS[stat], unit, space, session)
         about |= {"Maps": [stat], "Statistic": stat, "Repeats": count_repeats(trials)}
@@ -393,6 +391,22 @@ def describe_responses(description: str, unit: Unit, space: BrainSpace, session:
         describe_sources(unit, session),
         space=describe_space(space, unit.runs[0].bold[0]),
         parameters=describe_model(session.config.responses),
+        versions=list_versions(),
+    )
+
+
+def describe_analysis(
+    responses: Responses, activations: Activations, session: Session, description: str, maps: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Say what the outputs of all analyses have in common."""
+    return describe_map(
+        description,
+        describe_sources(responses.unit, session),
+        space=describe_space(responses.space, responses.unit.runs[0].bold[0]),
+        maps=maps,
+        network=activations.network,
+        weights=activations.provenance,
+        layers=activations.names,
         versions=list_versions(),
     )
 

@@ -13,7 +13,7 @@ import shutil
 import time
 import traceback
 import uuid
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -22,11 +22,13 @@ from dnnbrain_app import __version__
 from dnnbrain_app.activations import compute_activations, is_written
 from dnnbrain_app.analysis_stages import (
     ANALYSES,
+    BRAIN_ANALYSES,
     check_analyses,
     check_networks,
     choose_analyses,
     find_output,
     key_analysis,
+    key_decoding,
 )
 from dnnbrain_app.config import Config, count_cpus, dump_toml, measure_memory
 from dnnbrain_app.dataset.atlases import read_atlas
@@ -103,35 +105,42 @@ def analyse_unit(unit: Unit, session: Session) -> str:
             compute_activations(network, stimuli, session)
         if not pending:
             return f"activations written: {', '.join(unwritten)}" if unwritten else "all results are there already"
-        space = read_unit_space(unit)
-        atlas = read_atlas(config.dataset.atlas, space, config.dataset.rois)
-        analyses = {
-            network: {
-                f"{name} {network}": ANALYSES[name]
-                for name in choose_analyses(config)
-                if f"{name} {network}" in pending
-            }
-            for network in config.networks.names
-        }
-        for network in (network for network, wanted in analyses.items() if wanted):
-            if config.responses.model != "timeseries":  # of frames, perhaps, which are not known yet
-                compute_activations(network, stimuli, session)  # first: a wrong name or a missing file costs no GLM
-        if "responses" in pending:
-            ledger.forget("responses")
-            logger.log(STEP, "%s: responses to %d trials in %d runs", unit.label, len(trials), len(unit.runs))
-            ledger.record("responses", keys["responses"], estimate_responses(unit, trials, space, session))
-        responses: Responses | None = None
-        for network in (network for network, wanted in analyses.items() if wanted):
-            if config.responses.model == "timeseries":
-                responses = read_timeseries(network, unit, space, atlas, trials, stimuli, session)
-            elif responses is None:
-                responses = read_responses(unit, space, atlas, stimuli, session)
-            activations = bring_activations(network, responses, stimuli, session)
-            for stage, analyse in analyses[network].items():
-                ledger.forget(stage)
-                logger.log(STEP, "%s: %s, %d layers", unit.label, stage, len(activations.layers))
-                ledger.record(stage, keys[stage], analyse(responses, activations, session))
+        for stage, outputs in run_stages(pending, unit, trials, stimuli, ledger, session):
+            ledger.record(stage, keys[stage], outputs)
     return f"done in {time.monotonic() - start:.0f} s: {', '.join(pending)}"
+
+
+def run_stages(
+    pending: Sequence[str], unit: Unit, trials: Trials, stimuli: StimulusSet, ledger: Ledger, session: Session
+) -> Iterator[tuple[str, list[Path]]]:
+    """Do the stages that are not done, in their order; yields each with the files that it wrote."""
+    config = session.config
+    space = read_unit_space(unit)
+    atlas = read_atlas(config.dataset.atlas, space, config.dataset.rois)
+    if config.responses.model != "timeseries":  # whose networks look at frames, which are not known yet
+        for network in dict.fromkeys(stage.partition(" ")[2] for stage in pending if " " in stage):
+            compute_activations(network, stimuli, session)  # first: a wrong name or a missing file costs no GLM
+    responses: Responses | None = None
+    activations: Activations | None = None
+    current = ""
+    for stage in pending:
+        name, _, network = stage.partition(" ")
+        if name == "responses":
+            logger.log(STEP, "%s: responses to %d trials in %d runs", unit.label, len(trials), len(unit.runs))
+            ledger.forget(stage)
+            yield stage, estimate_responses(unit, trials, space, session)
+            continue
+        if config.responses.model == "timeseries" and network != current:
+            responses = read_timeseries(network, unit, space, atlas, trials, stimuli, session)
+        responses = responses or read_responses(unit, space, atlas, stimuli, session)
+        logger.log(STEP, "%s: %s", unit.label, stage)
+        ledger.forget(stage)
+        if not network:
+            yield stage, BRAIN_ANALYSES[name](responses, session)
+            continue
+        if network != current or activations is None:
+            activations, current = bring_activations(network, responses, stimuli, session), network
+        yield stage, ANALYSES[name](responses, activations, session)
 
 
 def bring_activations(network: str, responses: Responses, stimuli: StimulusSet, session: Session) -> Activations:
@@ -152,8 +161,10 @@ def survey_unit(unit: Unit, session: Session) -> tuple[Trials, StimulusSet, dict
     stimuli = gather_stimuli(trials.stimulus, find_stimuli_folder(config), session)
     keys = {"responses": key_responses(unit, config)}
     for network in config.networks.names:
-        for name in choose_analyses(config):
+        for name in (name for name in choose_analyses(config) if name in ANALYSES):
             keys[f"{name} {network}"] = key_analysis(name, network, keys["responses"], stimuli, session)
+    if "decoding" in choose_analyses(config):
+        keys["decoding"] = key_decoding(keys["responses"], stimuli, session)
     return trials, stimuli, keys
 
 

@@ -16,7 +16,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import click
 
-from dnnbrain_app import analysis_stages, cli, config, errors, group_stages, response_stages
+from dnnbrain_app import cli, config, encoding_stage, errors, group_stages, response_stages
 from dnnbrain_app.derivatives import maps, names
 from dnnbrain_app.records import Run, Unit
 
@@ -147,7 +147,7 @@ def describe_outputs() -> str:
     """Make the page of files, with names that the table of names itself gave to an example."""
     scheme = inspect.cleandoc(names.__doc__ or "").partition("::\n\n")[2].partition("\n\nMaps are")[0]
     extensions = [(_code(kind), _code(extension)) for kind, extension in maps.EXTENSIONS.items()]
-    stats = [(_code(stat), _escape(text)) for stat, text in analysis_stages.ENCODING_MAPS.items()]
+    stats = [(_code(stat), _escape(text)) for stat, text in encoding_stage.ENCODING_MAPS.items()]
     units = [(_code(scaling), _escape(text)) for scaling, text in response_stages.BETA_UNITS.items()]
     responses = [(_code(stat), _escape(text)) for stat, text in response_stages.RESPONSE_MAPS.items()]
     ceilings = [(_code(stat), _escape(text)) for stat, text in group_stages.CEILING_MAPS.items()]

@@ -74,6 +74,34 @@ def divide_work(gram: Gram, n_folds: int, memory: int, n_jobs: int) -> Budget:
     )
 
 
+def divide_mixtures(n: int, n_bands: int, memory: int, n_jobs: int) -> Budget:
+    """Do as many mixtures of kernels, then voxels, at the same time as fit.
+
+    Parameters
+    ----------
+    n : int
+        Stimuli.
+    n_bands : int
+        Kernels that are mixed; all are kept.
+    memory, n_jobs : int
+        As for `divide_work`.
+
+    Raises
+    ------
+    UsageError
+        Not even one mixture and a few voxels fit the memory.
+    """
+    kept = (n_bands + 2) * 8 * n * n
+    for n_workers, width in product(range(n_jobs, 0, -1), range(LARGEST_CHUNK, SMALLEST_CHUNK - 1, -64)):
+        if kept + _count_kernel(n, 1, n_workers, width) + n_workers * 4 * n_bands * n * width <= memory:
+            return Budget(from_moments=False, n_folds=1, n_workers=n_workers, width=width)
+    raise UsageError(
+        f"banded ridge regression on {n} stimuli and {n_bands} feature spaces takes "
+        f"{(kept + _count_kernel(n, 1, 1, SMALLEST_CHUNK)) / 1e9:.2f} GB, of which {memory / 1e9:.2f} GB are there; "
+        "allow more memory"
+    )
+
+
 def fits_kernel(n: int, memory: int) -> bool:
     """Say whether ridge regression from a Gram of n stimuli fits the memory, in bytes: n = 10 000 takes 3.6 GB."""
     return _count_kernel(n, 1, 1, SMALLEST_CHUNK) <= memory

@@ -15,17 +15,12 @@ from threadpoolctl import threadpool_limits
 from dnnbrain_app.analyses.autocorrelation import SerialNoise
 from dnnbrain_app.analyses.budget import Budget, divide_work
 from dnnbrain_app.analyses.moments import RidgeMoments, prepare_moments
+from dnnbrain_app.analyses.null_responses import Chunk, Exchange, Responses, prepare_responses
 from dnnbrain_app.analyses.options import EncodingOptions
-from dnnbrain_app.analyses.ridge import Draw, RidgeFold, prepare_ridge
-from dnnbrain_app.analyses.significance import (
-    Exchange,
-    NullResponses,
-    choose_best_layer,
-    permute_responses,
-    weigh_scores,
-)
+from dnnbrain_app.analyses.ridge import RidgeFold, prepare_ridge
+from dnnbrain_app.analyses.significance import choose_best_layer, weigh_layers
 from dnnbrain_app.errors import BadDataError, UsageError
-from dnnbrain_app.records import Array, EncodingScores, Gram, Significance
+from dnnbrain_app.records import Array, EncodingScores, Gram
 
 logger = logging.getLogger(__name__)
 
@@ -34,52 +29,18 @@ FEW_VOXELS = 20  # too few to warn of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Responses:
-    """Measured responses, and those that are permuted to learn what chance scores."""
-
-    Y: Array
-    null: NullResponses  # voxels that each have an order of their own
-    seeds: Array  # of orders that all voxels have
-
-    def list_chunks(self, width: int) -> list[tuple[str, int, slice]]:
-        """List all voxels, then the permuted ones, some at a time: what they are, which permutation, which voxels."""
-        n_voxels = self.Y.shape[1]
-        step = max(width // self.null.width, 1) * self.null.width
-        voxels = [slice(start, min(start + width, n_voxels)) for start in range(0, n_voxels, width)]
-        pooled = [slice(start, min(start + step, len(self.null))) for start in range(0, len(self.null), step)]
-        return [
-            *(("measured", 0, chunk) for chunk in voxels),
-            *(("pooled", 0, chunk) for chunk in pooled),
-            *(("whole", i, chunk) for i in range(len(self.seeds)) for chunk in voxels),
-        ]
-
-    def draw(self, kind: str, i: int, chunk: slice) -> Draw:
-        """Return a function from rows to the responses of a chunk to them."""
-        if kind == "measured":
-            return lambda rows: self.Y[rows, chunk]
-        if kind == "pooled":
-            return self.null.draw(self.Y, chunk)
-        order = self.null.exchange.draw(self.seeds[i])
-        return lambda rows: self.Y[order[rows], chunk]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class _Tally:
-    """What was scored of a layer so far: sums over folds, but of r, which is kept for each."""
+    """What was scored of a layer so far."""
 
     r: Array  # (n_folds, n_voxels)
-    totals: Array  # (4, n_voxels): what else `RidgeFold.score` returns
-    pooled: Array  # (n_null,): r of permuted voxels
-    whole: Array  # (n_permutations, n_voxels): r under permutations of all
+    totals: Array  # (4, n_voxels): what else `RidgeFold.score` returns, summed over folds
+    sums: Array  # r over folds, of measured and of permuted responses in their places
 
-    def add(self, kind: str, i: int, chunk: slice, folds: slice, scores: Array) -> None:
-        if kind == "measured":
-            self.r[folds, chunk] = scores[:, 0]
-            self.totals[:, chunk] += scores[:, 1:].sum(axis=0)
-        elif kind == "pooled":
-            self.pooled[chunk] += scores[:, 0].sum(axis=0)
-        else:
-            self.whole[i, chunk] += scores[:, 0].sum(axis=0)
+    def add(self, chunk: Chunk, folds: slice, scores: Array) -> None:
+        self.sums[chunk.place] += scores[:, 0].sum(axis=0)
+        if chunk.kind == "measured":
+            self.r[folds, chunk.columns] = scores[:, 0]
+            self.totals[:, chunk.columns] += scores[:, 1:].sum(axis=0)
 
 
 def score_encoding(
@@ -157,17 +118,14 @@ def score_encoding(
     BadDataError
         A layer has another number of stimuli than Y, or does not vary.
     """
-    grid = _make_grid(options)
+    grid = make_grid(options)
     exchange = Exchange(len(Y), blocks) if noise is None else Exchange(len(Y), noise.run[noise.kept], turned=True)
-    null = permute_responses(Y.shape[1], options.n_null, rng, exchange)
-    responses = _Responses(Y, null, rng.integers(2**63, size=options.n_permutations))
-    with np.errstate(invalid="ignore"):
-        spread = Y.max(axis=0) - Y.min(axis=0)
-        silent = ~(np.isfinite(spread) & (spread > 0))
+    responses = prepare_responses(Y, options.n_null, options.n_permutations, rng, exchange)
     names = []
     fold_r = np.empty((len(folds), len(grams), Y.shape[1]), dtype=np.float32)
     totals = np.empty((4, len(grams), Y.shape[1]))
-    chance, highest = np.empty((len(grams), len(null))), np.empty((len(grams), options.n_permutations))
+    chance = np.empty((len(grams), len(responses.null)))
+    highest = np.empty((len(grams), options.n_permutations))
     report = _count_up(progress, len(grams) * len(folds))
     for layer, gram in enumerate(grams):
         if len(gram.row_sums) != len(Y):
@@ -175,12 +133,12 @@ def score_encoding(
                 f"layer {gram.layer}: activations for {len(gram.row_sums)} stimuli, responses to {len(Y)}"
             )
         names.append(gram.layer)
-        budget = divide_work(gram, len(folds), memory - 4 * options.n_permutations * Y.shape[1], n_jobs)
+        budget = divide_work(gram, len(folds), memory - 4 * len(responses), n_jobs)
         with threadpool_limits(max(n_jobs // budget.n_workers, 1), "blas"):
             tally = _score_layer(gram, responses, noise, folds, grid, budget, partial(report, layer * len(folds)))
-        fold_r[:, layer], totals[:, layer], chance[layer] = tally.r, tally.totals, tally.pooled / len(folds)
-        tally.whole[:, silent] = np.nan
-        highest[layer] = np.fmax.reduce(tally.whole, axis=1, initial=-np.inf) / len(folds)
+        fold_r[:, layer], totals[:, layer] = tally.r, tally.totals
+        chance[layer], highest[layer] = responses.split(tally.sums / len(folds))
+    silent = responses.find_silent()
     fold_r[..., silent], totals[..., silent] = np.nan, np.nan
     r = fold_r.mean(axis=0, dtype=np.float64)
     error, total, log_alpha, at_edge = totals
@@ -194,19 +152,8 @@ def score_encoding(
         best,
         _watch_edges(at_edge / len(folds), best),
         fold_r,
-        _weigh_layers(r, chance, highest),
+        weigh_layers(r, chance, highest),
         significance,
-    )
-
-
-def _weigh_layers(r: Array, chance: Array, highest: Array) -> Significance:
-    """Test each layer by itself."""
-    maps = [weigh_scores(*layer) for layer in zip(r, chance, highest, strict=True)]
-    p_fwe = [each.p_fwe for each in maps if each.p_fwe is not None]
-    return Significance(
-        np.stack([each.p_value for each in maps]),
-        np.stack([each.q_value for each in maps]),
-        np.stack(p_fwe) if p_fwe else None,
     )
 
 
@@ -223,7 +170,8 @@ def _watch_edges(at_edge: Array, best: Array) -> float:
     return edge
 
 
-def _make_grid(options: EncodingOptions) -> Array:
+def make_grid(options: EncodingOptions) -> Array:
+    """Return the penalties: (n_alphas,), rising."""
     if not (0 < options.alpha_min <= options.alpha_max and options.n_alphas >= 1):
         raise UsageError(
             f"ridge penalties: {options.n_alphas} from {options.alpha_min} to {options.alpha_max}; "
@@ -247,7 +195,7 @@ def _count_up(progress: Callable[[int, int], None] | None, total: int) -> Callab
 
 def _score_layer(
     gram: Gram,
-    responses: _Responses,
+    responses: Responses,
     noise: SerialNoise | None,
     folds: Sequence[Array],
     grid: Array,
@@ -258,8 +206,7 @@ def _score_layer(
     tally = _Tally(
         np.empty((len(folds), n_voxels), dtype=np.float32),
         np.zeros((4, n_voxels)),
-        np.zeros(len(responses.null)),
-        np.zeros((len(responses.seeds), n_voxels), dtype=np.float32),
+        np.zeros(len(responses), dtype=np.float32),
     )
     groups = [folds[start : start + budget.n_folds] for start in range(0, len(folds), budget.n_folds)]
     chunks = responses.list_chunks(budget.width)
@@ -268,9 +215,9 @@ def _score_layer(
         try:
             for group, model in zip(groups, _prepare_models(pool, gram, noise, groups, grid, budget), strict=True):
                 done = slice(n_done, n_done + len(group))
-                scored = pool.map(lambda chunk, model=model: model.score(responses.draw(*chunk)), chunks)
+                scored = pool.map(lambda chunk, model=model: model.score(responses.draw(chunk)), chunks)
                 for i, (chunk, scores) in enumerate(zip(chunks, scored, strict=True), 1):
-                    tally.add(*chunk, done, scores)
+                    tally.add(chunk, done, scores)
                     report(n_done + len(group) * i // len(chunks))
                 n_done += len(group)
         finally:

@@ -62,10 +62,15 @@ class Penalties:
         array of int, shape (n_voxels,)
             Place in the grid.
         """
+        return self.judge(energy, remainder)[0]
+
+    def judge(self, energy: Array, remainder: Array | None = None) -> tuple[Array, Array]:
+        """Choose the penalty of each voxel, and return what GCV made of it, too: (n_voxels,), float32."""
         loss = self.weights @ energy
         if remainder is not None:
             loss += self.outside[:, None] * np.maximum(remainder, 0).astype(np.float32)
-        return np.asarray(loss.argmin(axis=0) + self.n_left_out)
+        choice = loss.argmin(axis=0)
+        return choice + self.n_left_out, np.take_along_axis(loss, choice[None], axis=0)[0]
 
     def describe(self, choice: Array) -> Array:
         """Return the log of the chosen penalties, and whether they are the first or the last of the grid: (2, n)."""

@@ -12,7 +12,7 @@ from dnnbrain_app.records import Array, Gram, Rdm
 
 logger = logging.getLogger(__name__)
 
-METRICS = ("correlation",)
+METRICS = ("correlation", "cosine", "sqeuclidean")
 DOUBLE_PRECISION_COST = 1e9  # multiply-adds (n * n * n_voxels) up to which float64 costs nothing that one would notice
 BLOCK = 2048  # stimuli whose products are in memory at once
 
@@ -20,9 +20,13 @@ BLOCK = 2048  # stimuli whose products are in memory at once
 def compute_rdm(patterns: Array, items: Sequence[str], name: str, metric: str = "correlation") -> Rdm:
     r"""Compute the dissimilarities between the response patterns of a region.
 
-    .. math:: d_{ij} = 1 - \frac{C_{ij}}{\sqrt{C_{ii} C_{jj}}}, \qquad C = \tilde X \tilde X^\top,
+    .. math::
 
-    where :math:`\tilde X` are the patterns, each minus its mean over voxels. Patterns are centred before they are
+        d_{ij} = 1 - \frac{C_{ij}}{\sqrt{C_{ii} C_{jj}}} \quad \text{or} \quad
+        d_{ij} = \frac{C_{ii} + C_{jj} - 2 C_{ij}}{V}, \qquad C = \tilde X \tilde X^\top,
+
+    where :math:`\tilde X` are the patterns, for ``correlation`` each minus its mean over voxels, for ``sqeuclidean``
+    (the second form; per voxel, so that regions compare) minus the mean pattern. They are centred before they are
     multiplied, so float32, used where the product is large, is exact to 1e-6.
 
     Parameters
@@ -33,7 +37,7 @@ def compute_rdm(patterns: Array, items: Sequence[str], name: str, metric: str = 
         The stimuli.
     name : str
         Name of the region.
-    metric : {'correlation'}
+    metric : {'correlation', 'cosine', 'sqeuclidean'}
         Kind of dissimilarity.
 
     Returns
@@ -45,39 +49,95 @@ def compute_rdm(patterns: Array, items: Sequence[str], name: str, metric: str = 
     UnknownNameError
         Another metric.
     BadDataError
-        Fewer than two voxels, or a pattern that is the same in all voxels.
+        Fewer than two voxels, or a pattern that is the same in all voxels (``cosine``: zero in all).
     """
-    if metric not in METRICS:
-        raise UnknownNameError("metric", metric, METRICS)
+    require_metric(metric)
     with np.errstate(invalid="ignore", over="ignore"):
         means = patterns.mean(axis=1, keepdims=True)
     if not np.isfinite(means).all():
-        finite = np.asarray(np.isfinite(patterns).all(axis=0))
-        logger.info("region %s: %d of %d voxels have no signal and are left out", name, (~finite).sum(), finite.size)
-        patterns = patterns[:, finite]
+        patterns = patterns[:, find_voxels(patterns, name)]
     if patterns.shape[1] < 2:
         raise BadDataError(f"region {name}: {patterns.shape[1]} voxel(s) with signal; a pattern needs at least 2")
     n, n_voxels = patterns.shape
     if n * n * n_voxels <= DOUBLE_PRECISION_COST:
         patterns = patterns.astype(np.float64)
     means = patterns.mean(axis=1, keepdims=True)
-    centred = patterns - means
+    centred = patterns
+    if metric != "cosine":
+        centred = patterns - (means if metric == "correlation" else patterns.mean(axis=0))
     variance = np.array([row @ row for row in centred], dtype=np.float64)  # four times as exact as einsum in float32
-    scale = _scale_patterns(variance, variance + n_voxels * means[:, 0] ** 2, 1e-12, items, f"region {name}")
+    energy = variance + n_voxels * means[:, 0] ** 2
+    weights = _weigh_products(metric, variance, energy, n_voxels, 1e-12, items, f"region {name}")
 
     def multiply(rows: slice, columns: slice) -> Array:
         return np.asarray(centred[rows] @ centred[columns].T)  # BLAS sees where it is symmetric: half the work
 
-    return Rdm(name, _fill_distances(scale, multiply), tuple(items), metric)
+    return Rdm(name, _fill_distances(*weights, multiply), tuple(items), metric)
 
 
-def compute_layer_rdm(gram: Gram, items: Sequence[str], memory: int) -> Rdm:
-    r"""Compute the correlation distances between the activation patterns of a layer.
+def find_voxels(patterns: Array, name: str) -> Array:
+    """Return which voxels (n_voxels,) have a finite value in every pattern (n_patterns, n_voxels), and log the others.
+
+    The name is the region's.
+    """
+    finite = np.asarray(np.isfinite(patterns).all(axis=0))
+    if not finite.all():
+        logger.info("region %s: %d of %d voxels have no signal and are left out", name, (~finite).sum(), finite.size)
+    return finite
+
+
+def require_metric(metric: str) -> None:
+    """Refuse a metric that patterns without repeats do not have."""
+    if metric not in METRICS:
+        raise UnknownNameError("metric", metric, METRICS)
+
+
+def compute_attribute_rdm(values: Array, items: Sequence[str], name: str) -> Rdm:
+    """Make a model RDM of an attribute of the stimuli: how far apart numbers are, or 1 where categories differ.
+
+    Parameters
+    ----------
+    values : array of shape (n_items,)
+        Numbers, or anything else for categories. A stimulus without a value (NaN, None, '' or 'n/a') has no
+        dissimilarities (NaN).
+    items : sequence of str, length n_items
+        The stimuli.
+    name : str
+        Name of the attribute.
+
+    Returns
+    -------
+    Rdm
+        Of metric ``difference`` or ``category``.
+
+    Raises
+    ------
+    BadDataError
+        All stimuli that have a value have the same.
+    """
+    values = np.asarray(values)
+    numeric = values.dtype.kind in "iuf"
+    missing = np.array([value is None or value != value or value in ("", "n/a") for value in values.tolist()])
+    if numeric:
+        codes = values.astype(np.float64)
+    else:
+        codes = np.unique(values.astype(str), return_inverse=True)[1].astype(np.float64)
+    codes[missing] = np.nan
+    distances = np.concatenate([np.abs(codes[i + 1 :] - codes[i]) for i in range(len(codes))])
+    if not (distances > 0).any():
+        raise BadDataError(f"attribute {name}: all stimuli have the same value, so that it says nothing of them")
+    if not numeric:
+        distances = np.minimum(distances, 1)
+    return Rdm(name, distances, tuple(items), "difference" if numeric else "category")
+
+
+def compute_layer_rdm(gram: Gram, items: Sequence[str], memory: int, metric: str = "correlation") -> Rdm:
+    r"""Compute the dissimilarities between the activation patterns of a layer.
 
     .. math:: C_{ij} = K_{ij} - s_i s_j / D,
 
     with the row sums :math:`s` and the number of units :math:`D`, is the same as for centred patterns: no unit is left
-    out or sampled. Where there is no K, blocks of it are made of X.
+    out or sampled. ``cosine`` and ``sqeuclidean`` follow from K itself. Where there is no K, blocks are made of X.
 
     Parameters
     ----------
@@ -87,6 +147,8 @@ def compute_layer_rdm(gram: Gram, items: Sequence[str], memory: int) -> Rdm:
         The stimuli.
     memory : int
         Bytes to work in.
+    metric : {'correlation', 'cosine', 'sqeuclidean'}
+        As of `compute_rdm`.
 
     Returns
     -------
@@ -94,23 +156,29 @@ def compute_layer_rdm(gram: Gram, items: Sequence[str], memory: int) -> Rdm:
 
     Raises
     ------
+    UnknownNameError
+        Another metric.
     UsageError
         The RDM does not fit the memory.
     BadDataError
-        A stimulus activates all units alike.
+        A stimulus activates all units alike (``cosine``: none).
     """
+    require_metric(metric)
     require_memory(len(items), 1, memory)
-    sums = gram.row_sums
+    sums = gram.row_sums if metric == "correlation" else np.zeros(len(items))
     energy, products = _multiply_activations(gram)
     # the inner products were accumulated from float32 blocks: variation below 1e-3 of the mean is rounding
-    scale = _scale_patterns(energy - sums * (sums / gram.n_features), energy, 1e-6, items, f"layer {gram.layer}")
+    variance = energy - sums * (sums / gram.n_features)
+    weights = _weigh_products(metric, variance, energy, gram.n_features, 1e-6, items, f"layer {gram.layer}")
 
     def multiply(rows: slice, columns: slice) -> Array:
+        if metric != "correlation":
+            return products(rows, columns)
         centred = np.outer(sums[rows], sums[columns] / -gram.n_features)
         centred += products(rows, columns)
         return centred
 
-    return Rdm(gram.layer, _fill_distances(scale, multiply), tuple(items))
+    return Rdm(gram.layer, _fill_distances(*weights, multiply), tuple(items), metric)
 
 
 def _multiply_activations(gram: Gram) -> tuple[Array, Callable[[slice, slice], Array]]:
@@ -150,17 +218,23 @@ def require_memory(n_items: int, n_rdms: int, memory: int) -> None:
         )
 
 
-def _scale_patterns(variance: Array, energy: Array, tolerance: float, items: Sequence[str], where: str) -> Array:
-    """Return the reciprocal norm of each centred pattern; refuse patterns without variance."""
+def _weigh_products(
+    metric: str, variance: Array, energy: Array, n_features: int, tolerance: float, items: Sequence[str], where: str
+) -> tuple[Array, Array, float]:
+    """Return scale and offset of each pattern, and the largest distance there can be.
+
+    Patterns without variance are refused where distances are divided by it.
+    """
+    if metric == "sqeuclidean":
+        return np.full(len(variance), np.sqrt(2 / n_features)), variance / n_features, np.inf
     for i in np.flatnonzero(variance <= tolerance * energy)[:1]:
-        raise BadDataError(
-            f"{where}: the pattern of {items[i]} is constant, so its correlation with others is undefined"
-        )
-    return np.asarray(1 / np.sqrt(variance))
+        trouble = "zero, so its angle" if metric == "cosine" else "constant, so its correlation"
+        raise BadDataError(f"{where}: the pattern of {items[i]} is {trouble} with others is undefined")
+    return np.asarray(1 / np.sqrt(variance)), np.full(len(variance), 0.5), 2
 
 
-def _fill_distances(scale: Array, multiply: Callable[[slice, slice], Array]) -> Array:
-    """Divide products of centred patterns by their norms, a block of stimuli at a time."""
+def _fill_distances(scale: Array, offset: Array, largest: float, multiply: Callable[[slice, slice], Array]) -> Array:
+    """Fill in offset_i + offset_j - scale_i scale_j C_ij, a block of stimuli at a time."""
     n = len(scale)
     distances = np.empty(n * (n - 1) // 2)
     starts = np.arange(n) * n - np.arange(n) * (np.arange(n) + 3) // 2 - 1  # plus column: place in the upper triangle
@@ -170,7 +244,7 @@ def _fill_distances(scale: Array, multiply: Callable[[slice, slice], Array]) -> 
             products = multiply(slice(top, top + BLOCK), columns)
             for i, row in enumerate(products, top):
                 first = max(i + 1, left)
-                place = slice(starts[i] + first, starts[i] + columns.stop)
-                np.multiply(row[first - left :], scale[first : columns.stop] * -scale[i], out=distances[place])
-    distances += 1
-    return np.clip(distances, 0, 2, out=distances)
+                out = distances[starts[i] + first : starts[i] + columns.stop]
+                np.multiply(row[first - left :], scale[first : columns.stop] * -scale[i], out=out)
+                out += offset[first : columns.stop] + offset[i]
+    return np.clip(distances, 0, largest, out=distances)

@@ -82,8 +82,8 @@ class RidgeFold:
         Returns
         -------
         array of shape (1, 5, n_voxels)
-            For this one fold: correlation, the sums of squares around the predictions and around the training mean, log penalty, and
-            whether the penalty is on the edge of the grid.
+            For this one fold: correlation, the sums of squares around the predictions and around the training mean,
+            log penalty, and whether the penalty is on the edge of the grid.
         """
         with np.errstate(all="ignore"):  # voxels without signal come out as NaN, which is what they should
             Y = draw(self.train)
@@ -123,13 +123,11 @@ def prepare_ridge(gram: Gram, test: Array, grid: Array, noise: SerialNoise | Non
         The activations do not vary over the training rows.
     """
     train = np.delete(np.arange(len(gram.row_sums)), test)
-    U, s, T = _decompose_kernel(gram, train, test)
-    penalties = weigh_penalties(s, len(train), grid, None if noise is None else noise.take(train).measure(U))
-    return RidgeFold(train, test, penalties, *(np.asarray(a, dtype=np.float32) for a in (U, s, T)))
+    return decompose_kernel(*centre_kernel(gram, train, test), train, test, grid, noise)
 
 
-def _decompose_kernel(gram: Gram, train: Array, test: Array) -> tuple[Array, Array, Array]:
-    """Return all eigenvectors and eigenvalues of the centred training kernel, and the projected test kernel."""
+def centre_kernel(gram: Gram, train: Array, test: Array) -> tuple[Array, Array]:
+    """Return training (n_train, n_train) and test rows (n_test, n_train) of a layer's kernel, as `RidgeFold` has it."""
     assert gram.K is not None  # the caller looked
     rows = gram.K[train]
     K_train = rows[:, train]
@@ -142,6 +140,14 @@ def _decompose_kernel(gram: Gram, train: Array, test: Array) -> tuple[Array, Arr
     K_train -= K_train.mean(axis=1, keepdims=True)
     unit = find_unit(gram.layer, K_train.trace(), energy, len(train))
     K_train /= unit
+    K_test /= unit
+    return K_train, K_test
+
+
+def decompose_kernel(
+    K_train: Array, K_test: Array, train: Array, test: Array, grid: Array, noise: SerialNoise | None
+) -> RidgeFold:
+    """Make the model of a kernel that `centre_kernel` returned, or of a sum of such, with a trace of n_train."""
     precise = len(train) <= LARGEST_DOUBLE
     s, U = eigh(
         K_train if precise else K_train.astype(np.float32), driver="evd", overwrite_a=not precise, check_finite=False
@@ -151,9 +157,11 @@ def _decompose_kernel(gram: Gram, train: Array, test: Array) -> tuple[Array, Arr
         blurred = s < 1e-4 * s[-1]
         V = U[:, blurred].astype(np.float64)
         s[blurred] = np.einsum("ni,ni->i", V, K_train @ V)
-    T = K_test @ U / unit
+    T = K_test @ U
     U -= U.mean(axis=0)  # or rounding of Y's mean enters GCV, unshrunken, by the constant eigenvector
-    return U, np.maximum(s, 0), T
+    s = np.maximum(s, 0)
+    penalties = weigh_penalties(s, len(train), grid, None if noise is None else noise.take(train).measure(U))
+    return RidgeFold(train, test, penalties, *(np.asarray(a, dtype=np.float32) for a in (U, s, T)))
 
 
 def find_unit(layer: str, variance: float, energy: float, n: int) -> float:

@@ -1,111 +1,33 @@
-r"""How well representational dissimilarity matrices agree.
+r"""How well the representational dissimilarity matrices of layers and regions agree.
 
-All three comparisons are inner products of prepared vectors. With :math:`a, b` the dissimilarities minus their mean
-(``pearson``) or their ranks minus the mean rank (``spearman``, ``rho-a``), each over :math:`N` pairs of items:
+The measures are in `comparisons`. Each RDM is prepared once, however many others it is compared with.
 
-.. math::
+With controls, similarities are partial: of layer :math:`a` and region :math:`b`, prepared, what a regression on the
+prepared controls :math:`Z` leaves is compared. With :math:`\langle a, b \rangle_Z = a^\top Z (Z^\top Z)^{-1} Z^\top b`,
 
-    r = \frac{a \cdot b}{\|a\| \|b\|}, \qquad
-    \rho_a = \frac{12 \; a \cdot b}{N^3 - N}.
+.. math:: r_{ab \cdot Z} = \frac{r_{ab} - s_a s_b \langle a, b \rangle_Z}
+                                {\sqrt{(1 - s_a^2 \langle a, a \rangle_Z) (1 - s_b^2 \langle b, b \rangle_Z)}}.
 
-:math:`\rho_a` is the expectation of Spearman's correlation when ties are broken at random. Spearman's own formula
-divides by norms that ties make smaller, and so prefers models that predict ties, e.g. categories, to the truth
-(Schütt et al. 2023, eLife 82566).
+For ``pearson`` and ``spearman`` this is the correlation of residuals. For ``rho-a`` the ties of a and b, but not those
+of Z, count as broken at random: a control that is broken at random would explain only a part of what it should.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 
+from dnnbrain_app.analyses.comparisons import Comparison, find_comparison
 from dnnbrain_app.analyses.rdms import require_memory
-from dnnbrain_app.errors import BadDataError, UnknownNameError
+from dnnbrain_app.errors import BadDataError
 from dnnbrain_app.records import Array, Rdm, RsaScores
 
 RANKING = 6  # RDMs that have room in the memory that ranking another takes
+EXPLAINED = 1e-10  # share of its variance that is left of an RDM which the controls explain: rounding
 
 
-def rank_values(x: Array) -> Array:
-    """Rank values from 1, ties sharing their mean rank.
-
-    Parameters
-    ----------
-    x : array of shape (n,)
-        Values, none of them NaN.
-
-    Returns
-    -------
-    array of shape (n,), float64
-
-    Examples
-    --------
-    >>> rank_values(np.array([0.3, 0.1, 0.3, 0.2]))
-    array([3.5, 1. , 3.5, 2. ])
-    """
-    order = _argsort(x)
-    ordered = x[order]
-    starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1], [True])))
-    mean_ranks = (starts[:-1] + starts[1:] + 1) / 2
-    ranks = np.empty(len(x))
-    ranks[order] = mean_ranks if len(mean_ranks) == len(x) else np.repeat(mean_ranks, np.diff(starts))
-    return ranks
-
-
-def _argsort(x: Array) -> Array:
-    """Sort integers (float32 value, position), several times faster than argsort; then repair what float32 blurred."""
-    with np.errstate(over="ignore"):
-        keys = x.astype(np.float32).view(np.int32).astype(np.int64)
-    keys ^= (keys >> 32) & 0x7FFFFFFF  # so that the bits of negative numbers, too, are in the numbers' order
-    keys <<= 32
-    keys |= np.arange(len(x))
-    keys.sort()
-    keys &= 0xFFFFFFFF
-    return np.asarray(keys[np.argsort(x[keys], kind="stable")])  # linear time on what is nearly sorted
-
-
-def _center(x: Array) -> Array:
-    shifted = x - x[0]  # exact zeros where all values are equal
-    return np.asarray(shifted - shifted.mean())
-
-
-def _center_ranks(x: Array) -> Array:
-    return rank_values(x) - (len(x) + 1) / 2
-
-
-def _normalize(products: Array, a_square: Array, b_squares: Array, n_pairs: int) -> Array:  # noqa: ARG001
-    return np.asarray(products / np.sqrt(a_square * b_squares))
-
-
-def _average_ties(products: Array, a_square: Array, b_squares: Array, n_pairs: int) -> Array:  # noqa: ARG001
-    return 12 * products / (float(n_pairs) ** 3 - n_pairs)
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """A way to compare two RDMs.
-
-    Parameters
-    ----------
-    prepare : callable
-        Dissimilarities (n_pairs,) -> centred values or ranks (n_pairs,).
-    scale : callable
-        (inner products of one prepared RDM with several, its square, their squares, n_pairs) -> similarities.
-    """
-
-    prepare: Callable[[Array], Array]
-    scale: Callable[[Array, Array, Array, int], Array]
-
-
-COMPARISONS = {
-    "pearson": Comparison(_center, _normalize),
-    "spearman": Comparison(_center_ranks, _normalize),
-    "rho-a": Comparison(_center_ranks, _average_ties),
-}
-
-
-def compare_rdms(a: Rdm, b: Rdm, comparison: str) -> float:
+def compare_rdms(a: Rdm, b: Rdm, comparison: str, controls: Sequence[Rdm] = ()) -> float:
     """Compare two RDMs over the pairs of items for which both have a value.
 
     Parameters
@@ -113,12 +35,15 @@ def compare_rdms(a: Rdm, b: Rdm, comparison: str) -> float:
     a, b : Rdm
         Of the same items in the same order.
     comparison : str
-        ``pearson``, ``spearman`` or ``rho-a``.
+        A name in `comparisons.COMPARISONS`.
+    controls : sequence of Rdm
+        What a and b share with these does not count.
 
     Returns
     -------
     float
-        From -1 to 1; NaN for fewer than two common pairs, and for a correlation with an RDM without variance.
+        From -1 to 1; NaN for fewer than two common pairs, for an RDM without variance or explained by the controls,
+        and for ``whitened-`` comparisons and ``cka`` where pairs are missing that do not belong to items without any.
 
     Raises
     ------
@@ -127,23 +52,28 @@ def compare_rdms(a: Rdm, b: Rdm, comparison: str) -> float:
     BadDataError
         The items differ.
     """
-    method = _find_comparison(comparison)
-    _require_same_items(a, b)
-    common = np.isfinite(a.dissimilarities) & np.isfinite(b.dissimilarities)
-    if common.sum() < 2:
+    method = find_comparison(comparison)
+    for rdm in (b, *controls):
+        require_same_items(a, rdm)
+    values = np.array([rdm.dissimilarities for rdm in (a, b, *controls)])
+    common = np.isfinite(values).all(axis=0)
+    if not method.is_defined(common):
         return np.nan
-    x, y = method.prepare(a.dissimilarities[common]), method.prepare(b.dissimilarities[common])
-    with np.errstate(invalid="ignore"):
-        return float(method.scale(x @ y, x @ x, y @ y, len(x)))
+    first, *others = (method.transform(row[common], None) for row in values)
+    return float(_relate(method, first, np.array(others), _scale(method, others), len(controls))[0])
 
 
 def score_rsa(
-    network: str, layer_rdms: Sequence[Rdm], region_rdms: Sequence[Rdm], comparisons: Sequence[str]
+    network: str,
+    layer_rdms: Sequence[Rdm],
+    region_rdms: Sequence[Rdm],
+    comparisons: Sequence[str],
+    controls: Sequence[Rdm] = (),
 ) -> RsaScores:
     """Compare the RDM of each layer with that of each region.
 
-    Each RDM is ranked once, however many others it is compared with. A missing dissimilarity (NaN) is left out of the
-    comparisons of the RDM that it is missing from, and of no other.
+    A missing dissimilarity (NaN) is left out of the comparisons of the RDM that it is missing from, and of no other;
+    of a control, it is left out of all.
 
     Parameters
     ----------
@@ -152,7 +82,9 @@ def score_rsa(
     layer_rdms, region_rdms : sequence of Rdm
         Of the same items in the same order.
     comparisons : sequence of str
-        Of ``pearson``, ``spearman``, ``rho-a``.
+        Names in `comparisons.COMPARISONS`.
+    controls : sequence of Rdm
+        What layers and regions share with these does not count.
 
     Returns
     -------
@@ -165,29 +97,53 @@ def score_rsa(
     BadDataError
         The items differ between RDMs.
     """
-    methods = {name: _find_comparison(name) for name in comparisons}
-    for rdm in (*layer_rdms, *region_rdms):
-        _require_same_items(layer_rdms[0], rdm)
+    methods = {name: find_comparison(name) for name in comparisons}
+    for rdm in (*layer_rdms, *region_rdms, *controls):
+        require_same_items(layer_rdms[0], rdm)
     similarity = {name: np.empty((len(layer_rdms), len(region_rdms))) for name in methods}
-    whole_layers, whole_regions = _find_complete(layer_rdms), _find_complete(region_rdms)
-    for prepare in dict.fromkeys(method.prepare for method in methods.values()):
-        regions = np.empty((len(whole_regions), len(layer_rdms[0].dissimilarities)))
-        for row, j in enumerate(whole_regions):
-            regions[row] = prepare(region_rdms[j].dissimilarities)
-        squares = np.einsum("rn,rn->r", regions, regions)
+    whole_layers, whole_regions = find_complete(layer_rdms), find_complete(region_rdms)
+    if len(find_complete(controls)) < len(controls):
+        whole_layers = []
+    others = [*(region_rdms[j] for j in whole_regions), *controls]
+    for transform in dict.fromkeys(method.transform for method in methods.values() if whole_layers):
+        prepared = np.empty((len(others), len(layer_rdms[0].dissimilarities)))
+        for row, rdm in enumerate(others):
+            prepared[row] = transform(rdm.dissimilarities, None)
+        scales = {name: _scale(method, prepared) for name, method in methods.items() if method.transform is transform}
         for i in whole_layers:
-            a = prepare(layer_rdms[i].dissimilarities)
-            products = np.einsum("rn,n->r", regions, a)  # bound by memory: BLAS threads would only wait
-            a_square = np.einsum("n,n->", a, a)
-            for name, method in methods.items():
-                if method.prepare is prepare:
-                    with np.errstate(invalid="ignore"):
-                        similarity[name][i, whole_regions] = method.scale(products, a_square, squares, len(a))
-    for i, j in np.ndindex(len(layer_rdms), len(region_rdms)):
-        if i not in whole_layers or j not in whole_regions:
-            for name in methods:
-                similarity[name][i, j] = compare_rdms(layer_rdms[i], region_rdms[j], name)
+            layer = transform(layer_rdms[i].dissimilarities, None)
+            for name, factors in scales.items():
+                similarity[name][i, whole_regions] = _relate(methods[name], layer, prepared, factors, len(controls))
+    gaps = np.ones((len(layer_rdms), len(region_rdms)), dtype=bool)
+    gaps[np.ix_(whole_layers, whole_regions)] = False
+    for i, j in np.argwhere(gaps):
+        for name in methods:
+            similarity[name][i, j] = compare_rdms(layer_rdms[i], region_rdms[j], name, controls)
     return RsaScores(network, tuple(rdm.name for rdm in layer_rdms), tuple(rdm.name for rdm in region_rdms), similarity)
+
+
+def _scale(method: Comparison, prepared: Sequence[Array] | Array) -> Array:
+    return np.array([method.scale(row, len(row)) for row in prepared])
+
+
+def _relate(method: Comparison, layer: Array, others: Array, scales: Array, n_controls: int) -> Array:
+    """Return the similarities of one prepared RDM with several, of which the last are controls."""
+    n = len(others) - n_controls
+    scales[n:][np.isinf(scales[n:])] = 0  # a control without variance explains nothing
+    with np.errstate(invalid="ignore", divide="ignore"):
+        r = method.multiply(others, layer) * scales * method.scale(layer, len(layer))
+        if not n_controls:
+            return np.asarray(r)
+        to_controls = np.array([method.multiply(others, row) for row in others[n:]]) * scales * scales[n:, None]
+    return _partial(r[:n], r[n:], to_controls[:, :n], to_controls[:, n:])
+
+
+def _partial(r: Array, layer: Array, regions: Array, controls: Array) -> Array:
+    """Take what goes by way of the controls, (n_controls,) and (n_controls, n_regions), out of r (n_regions,)."""
+    solved = np.linalg.pinv(controls, hermitian=True) @ np.column_stack([layer, regions])
+    left = 1 - np.array([layer @ solved[:, 0], *np.einsum("zr,zr->r", regions, solved[:, 1:])])
+    left[left < EXPLAINED] = np.nan
+    return np.asarray((r - layer @ solved[:, 1:]) / np.sqrt(left[0] * left[1:]))
 
 
 def require_room(n_items: int, n_layers: int, n_regions: int, memory: int) -> None:
@@ -196,7 +152,7 @@ def require_room(n_items: int, n_layers: int, n_regions: int, memory: int) -> No
     Parameters
     ----------
     n_items, n_layers, n_regions : int
-        Stimuli, and how many RDMs of layers and of regions there will be.
+        Stimuli, and how many RDMs of layers and of regions (and controls) there will be.
     memory : int
         Bytes to work in.
 
@@ -208,18 +164,14 @@ def require_room(n_items: int, n_layers: int, n_regions: int, memory: int) -> No
     require_memory(n_items, n_layers + 2 * n_regions + RANKING, memory)
 
 
-def _find_comparison(name: str) -> Comparison:
-    if name not in COMPARISONS:
-        raise UnknownNameError("comparison of RDMs", name, COMPARISONS)
-    return COMPARISONS[name]
+def find_complete(rdms: Sequence[Rdm]) -> list[int]:
+    """Return the places of the RDMs of which no dissimilarity is missing."""
+    return [i for i, rdm in enumerate(rdms) if np.isfinite(rdm.dissimilarities).all()]
 
 
-def _require_same_items(a: Rdm, b: Rdm) -> None:
+def require_same_items(a: Rdm, b: Rdm) -> None:
+    """Refuse two RDMs whose items differ, or come in another order."""
     if a.items != b.items:
         raise BadDataError(
             f"RDMs {a.name} ({len(a.items)} items) and {b.name} ({len(b.items)}) have other items or another order"
         )
-
-
-def _find_complete(rdms: Sequence[Rdm]) -> list[int]:
-    return [i for i, rdm in enumerate(rdms) if np.isfinite(rdm.dissimilarities).all()]

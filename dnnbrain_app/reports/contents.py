@@ -91,6 +91,8 @@ class NetworkReport:
         Per region; has its own names of regions.
     layer_rdms : tuple of Rdm
         One a layer, or none.
+    further : tuple of str
+        Maps that there are beyond those of ``encoding``: ``p``, ``pfwe``, ``rnorm`` ...
     """
 
     network: str
@@ -100,6 +102,7 @@ class NetworkReport:
     region_r: Array | None = None
     rsa: RsaScores | None = None
     layer_rdms: tuple[Rdm, ...] = ()
+    further: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         shape = (len(self.layers), len(self.regions))

@@ -110,6 +110,12 @@ class EncodingFacts:
         False discovery rate below which a voxel entered the best-layer map.
     n_null : int
         Permuted voxels that the rate was controlled with.
+    n_permutations : int
+        Permutations of all voxels for the family-wise error rate; 0: it was not controlled.
+    ceiling_floor : float
+        Least noise ceiling that scores were divided by; 0: they were not.
+    n_bootstrap : int
+        Samples of the folds for the confidence in the best layer; 0: its choice was not looked into.
     """
 
     n_folds: int
@@ -119,6 +125,9 @@ class EncodingFacts:
     n_alphas: int
     q: float | None = None
     n_null: int = 0
+    n_permutations: int = 0
+    ceiling_floor: float = 0.0
+    n_bootstrap: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,13 +137,24 @@ class RsaFacts:
     Parameters
     ----------
     comparisons : tuple of str
-        ``pearson``, ``spearman``, ``rho-a``.
-    metric : str
-        Of the RDMs.
+        ``pearson``, ``spearman``, ``rho-a`` ...
+    metrics : tuple of str
+        Distances between the patterns of regions; two (``crossnobis`` and ``correlation``) where it depends on the
+        data which, and the data are several or not known yet.
+    layer_metric : str
+        Distance between the patterns of layers.
+    tested : tuple of str
+        Comparison that p values and intervals are of, for each of `metrics`.
+    n_permutations, n_bootstraps : int
+        Behind the p values and the intervals; 0: there are none.
     """
 
     comparisons: tuple[str, ...]
-    metric: str = "correlation"
+    metrics: tuple[str, ...] = ("correlation",)
+    layer_metric: str = "correlation"
+    tested: tuple[str, ...] = ()
+    n_permutations: int = 0
+    n_bootstraps: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,18 +10,20 @@ from dnnbrain_app.records import Array
 from dnnbrain_app.reports.contents import NetworkReport, UnitReport, find_best
 from dnnbrain_app.reports.maps import colour_layers, write_hex
 
+Q = 0.05  # false discovery rate over regions
 EDGE = 0.05  # share of fits with a penalty on an edge of the grid that deserves a warning
 
 
 @dataclass(frozen=True, slots=True)
 class Peak:
-    """The best layer of a region, by one analysis."""
+    """The best layer of a region, by one analysis; `significant` also where this was not tested."""
 
     layer: str
     number: int
     n_layers: int
     score: float
     colour: str
+    significant: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,24 +40,27 @@ def find_peaks(network: NetworkReport, comparison: str) -> list[Finding]:
     """Find the best layer of each region, by encoding and by the given comparison of RDMs."""
     palette = colour_layers(len(network.layers))
 
-    def peak(regions: tuple[str, ...], scores: Array | None, region: str) -> Peak | None:
+    def peak(regions: tuple[str, ...], scores: Array | None, region: str, q: Array | None = None) -> Peak | None:
         if scores is None or region not in regions:
             return None
         column = scores[:, regions.index(region)]
         best = find_best(column)
         if best is None:
             return None
-        return Peak(network.layers[best], best + 1, len(network.layers), float(column[best]), write_hex(palette[best]))
+        significant = q is None or bool(q[best, regions.index(region)] <= Q)
+        n, colour = len(network.layers), write_hex(palette[best])
+        return Peak(network.layers[best], best + 1, n, float(column[best]), colour, significant)
 
     rsa = network.rsa
     similarity = rsa.similarity.get(comparison) if rsa else None
+    q = rsa.inference.get("q") if rsa and rsa.tested == comparison else None
     names = dict.fromkeys([*network.regions, *(rsa.regions if rsa else ())])
     return [
         Finding(
             region,
             network.network,
             peak(network.regions, network.region_r, region),
-            peak(rsa.regions if rsa else (), similarity, region),
+            peak(rsa.regions if rsa else (), similarity, region, q),
         )
         for region in names
     ]
@@ -69,7 +74,10 @@ def tell_findings(findings: tuple[Finding, ...], comparison: str) -> str:
         has_encoding = any(f.encoding for f in rows)
         measure = "r" if has_encoding else comparison
         peaks = [(f.region, f.encoding if has_encoding else f.rsa) for f in rows]
-        known = sorted(((region, peak) for region, peak in peaks if peak), key=lambda known: -known[1].score)[:4]
+        known = [(region, peak) for region, peak in peaks if peak and peak.significant]
+        if any(peak for _, peak in peaks) and not known:
+            told.append(f"The geometry of no region resembles that of a layer of {network} significantly.")
+        known = sorted(known, key=lambda known: -known[1].score)[:4]
         known.sort(key=lambda known: known[1].number)
         places = [
             f"{region} {'' if i else 'is best explained '}by {peak.layer} ({measure} = {peak.score:.2f})"

@@ -6,10 +6,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from dnnbrain_app.reports.analysis_methods import describe_encoding, describe_rsa
 from dnnbrain_app.reports.facts import MethodsFacts, NetworkFacts, ResponseFacts
 from dnnbrain_app.reports.references import HCP_ACKNOWLEDGMENT, REFERENCES, Reference, find_network_reference
 from dnnbrain_app.reports.response_methods import describe_responses
-from dnnbrain_app.reports.wording import Cite, choose_number, count_things, enumerate_phrases, write_power
+from dnnbrain_app.reports.wording import Cite, choose_number, count_things, enumerate_phrases
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +43,8 @@ def describe_methods(facts: MethodsFacts) -> Methods:
         ("Networks", _describe_networks),
         ("Responses", lambda facts, cite: describe_responses(facts.responses, cite) if facts.responses else []),
         ("Regions of interest", _describe_regions),
-        ("Encoding models", _describe_encoding),
-        ("Representational similarity analysis", _describe_rsa),
+        ("Encoding models", describe_encoding),
+        ("Representational similarity analysis", describe_rsa),
         ("Software", _describe_software),
     )
     written = [(heading, " ".join(write(facts, cite))) for heading, write in writers]
@@ -162,64 +163,6 @@ def _describe_regions(facts: MethodsFacts, cite: Cite) -> list[str]:
     if unions:
         said.append(f"Unions of its labels were formed: {enumerate_phrases(unions)}.")
     return said
-
-
-def _describe_encoding(facts: MethodsFacts, cite: Cite) -> list[str]:
-    model = facts.encoding
-    if model is None:
-        return []
-    is_timeseries = facts.responses is not None and facts.responses.model == "timeseries"
-    data, features = ("volumes", "convolved activations") if is_timeseries else ("responses", "activations")
-    kept = "no stimulus was ever in two folds"
-    if model.folds_by != "stimulus":
-        kept = f"stimuli that share a {model.folds_by} were kept in one fold"
-    held_out = "stimuli"
-    if is_timeseries:
-        held_out, kept = "runs", "runs that show the same stimuli were kept in one fold"
-        if facts.n_runs == 1:
-            held_out, kept = "parts of the run", "the 20 s between two parts were left out"
-    said = [
-        f"For each layer, the {data} of each voxel were predicted from the layer's {features} by ridge regression.",
-        f"Predictions were made for held-out {held_out} in {model.n_folds}-fold cross-validation; {kept}.",
-        (
-            "Within each training set, a penalty was chosen for each voxel by generalised cross-validation "
-            f"{cite('gcv')} from {model.n_alphas} values, logarithmically spaced from {write_power(model.alpha_min)} "
-            f"to {write_power(model.alpha_max)} times the mean eigenvalue of the training kernel."
-        ),
-        (
-            f"The score was the Pearson correlation between predicted and measured {data}, averaged over folds; the "
-            "coefficient of determination was computed as well."
-        ),
-    ]
-    if model.q is not None:
-        changed = "with permuted stimuli that"
-        if is_timeseries:
-            changed = "whose runs had been shifted in time, the end coming first, and that"
-        said.append(
-            "Maps of the best layer show the layer with the highest score, where that score was significant: p values "
-            f"came from the highest scores of {model.n_null} voxels {changed} passed through the same folds, and were "
-            f"corrected over voxels at a false discovery rate of {model.q:g} {cite('fdr')}."
-        )
-    return said
-
-
-def _describe_rsa(facts: MethodsFacts, cite: Cite) -> list[str]:
-    model = facts.rsa
-    if model is None:
-        return []
-    names = {
-        "pearson": "Pearson's correlation",
-        "spearman": "Spearman's rank correlation",
-        "rho-a": "the rank correlation rho-a",
-    }
-    compared = [names.get(c, c) + (f" {cite('rhoa')}" if c == "rho-a" else "") for c in model.comparisons]
-    return [
-        (
-            "Representational dissimilarity matrices (RDMs) of regions and layers were computed with the "
-            f"{model.metric} distance between all pairs of stimuli, and compared {cite('rsa')} by "
-            f"{enumerate_phrases(compared)}."
-        )
-    ]
 
 
 def _describe_software(facts: MethodsFacts, cite: Cite) -> list[str]:

@@ -10,16 +10,15 @@ import numpy as np
 
 from dnnbrain_app.records import Array, Rdm
 from dnnbrain_app.reports.composing import compose_map
-from dnnbrain_app.reports.contents import NetworkReport, UnitReport, find_best
+from dnnbrain_app.reports.contents import UnitReport, find_best
 from dnnbrain_app.reports.findings import Finding, find_peaks, tell_findings, warn_reader
 from dnnbrain_app.reports.maps import BrainMap, Painter, draw_scores
 from dnnbrain_app.reports.matrices import choose_grouping, draw_design, draw_rdm
-from dnnbrain_app.reports.profiles import draw_profile
+from dnnbrain_app.reports.profile_panels import ENCODING, ProfilePanel, draw_profiles
 from dnnbrain_app.reports.reliability import ResponsePage, draw_responses, find_ceilings
 from dnnbrain_app.reports.vector import Drawing
-from dnnbrain_app.reports.wording import ELEMENTS, space_thousands
+from dnnbrain_app.reports.wording import COMPARISONS, DISTANCES, ELEMENTS, space_thousands
 
-COMPARISONS = {"pearson": "Pearson r", "spearman": "Spearman ρ", "rho-a": "ρₐ"}
 _MAX_REGIONS = 6  # whose RDMs are drawn
 
 
@@ -32,15 +31,22 @@ class UnitPage:
     findings: tuple[Finding, ...]
     headline: str
     comparison: str
-    profiles: tuple[tuple[str, str, Drawing], ...]
+    profiles: tuple[ProfilePanel, ...]
     maps: Mapping[str, tuple[BrainMap, BrainMap]]
     rdms: tuple[tuple[str, list[tuple[str, Drawing]]], ...]
+    distances: str
     n_regions_left_out: int
     grouping: str
     design: Drawing | None
     warnings: tuple[str, ...]
     responses: ResponsePage | None
     ceilings: Mapping[str, float]
+
+    @property
+    def tested(self) -> bool:
+        """Whether the summary knows which similarities are significant."""
+        scores = [network.rsa for network in self.report.networks if network.rsa]
+        return any(rsa.tested == self.comparison and "q" in rsa.inference for rsa in scores)
 
     def caption_scores(self, brain: BrainMap, colour: str) -> str:
         """Say what a map of encoding scores shows."""
@@ -81,18 +87,12 @@ def draw_unit(unit: UnitReport, anchor: str, figures: dict[str, bytes]) -> UnitP
     stem = re.sub(r"[^A-Za-z0-9_+-]", "", unit.unit.label)
     keep = _Keeper(stem, unit.unit.label, figures)
     comparison = _choose_comparison(unit)
-    profiles = [
-        (
-            network.network,
-            kind,
-            keep(
-                f"model-{_clean(network.network)}_desc-{'' if kind == 'encoding' else 'rsa'}{_clean(kind)}profile",
-                drawing,
-            ),
-        )
-        for network in unit.networks
-        for kind, drawing in _draw_profiles(stem, network)
-    ]
+    quartiles = find_ceilings(unit.responses) if unit.responses is not None else {}
+    ceilings = {region: float(np.sqrt(values[1])) for region, values in quartiles.items()}
+    profiles = [panel for network in unit.networks for panel in draw_profiles(stem, network, ceilings, unit.held_out)]
+    for panel in profiles:
+        kind = f"{'' if panel.kind == ENCODING else 'rsa'}{_clean(panel.kind)}"
+        keep(f"model-{_clean(panel.network)}_desc-{kind}profile", panel.drawing)
     painter = Painter(unit)
     responses = draw_responses(stem, unit, painter)
     if responses is not None:
@@ -110,8 +110,6 @@ def draw_unit(unit: UnitReport, anchor: str, figures: dict[str, bytes]) -> UnitP
     groups = grouping[1] if grouping else None
     rdms = tuple((region.name, _draw_rdms(unit, region, comparison, groups, keep)) for region in regions)
     design = keep("desc-design", draw_design(f"{stem}-design", unit.design)) if unit.design is not None else None
-    quartiles = find_ceilings(unit.responses) if unit.responses is not None else {}
-    ceilings = {region: float(np.sqrt(values[1])) for region, values in quartiles.items()}
     findings = tuple(finding for network in unit.networks for finding in find_peaks(network, comparison))
     return UnitPage(
         report=unit,
@@ -122,6 +120,7 @@ def draw_unit(unit: UnitReport, anchor: str, figures: dict[str, bytes]) -> UnitP
         profiles=tuple(profiles),
         maps=maps,
         rdms=rdms,
+        distances=_name_distances(unit),
         n_regions_left_out=len(unit.region_rdms) - len(regions),
         grouping=grouping[0] if grouping else "",
         design=design,
@@ -169,24 +168,27 @@ def _clean(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9]", "", name)
 
 
-def _draw_profiles(stem: str, network: NetworkReport) -> list[tuple[str, Drawing]]:
-    drawn = []
-    if network.region_r is not None and network.regions:
-        name = f"{stem}-{network.network}-encoding"
-        label = "Encoding score (mean Pearson r)"
-        drawn.append(("encoding", draw_profile(name, network.layers, network.regions, network.region_r, label)))
-    if network.rsa is not None and network.rsa.regions:
-        for comparison, similarity in network.rsa.similarity.items():
-            name = f"{stem}-{network.network}-rsa-{comparison}"
-            label = f"RSA similarity ({COMPARISONS.get(comparison, comparison)})"
-            drawn.append((comparison, draw_profile(name, network.rsa.layers, network.rsa.regions, similarity, label)))
-    return drawn
-
-
 def _choose_comparison(unit: UnitReport) -> str:
-    """Choose the comparison that the summary tells: the last one of those computed, rho-a by default."""
-    names = [name for network in unit.networks if network.rsa for name in network.rsa.similarity]
+    """Choose the comparison that the summary tells: the tested one, else rho-a, else the last one of those computed."""
+    scores = [network.rsa for network in unit.networks if network.rsa]
+    names = [name for rsa in scores for name in rsa.similarity]
+    tested = next((rsa.tested for rsa in scores if rsa.tested in names), "")
+    if tested:
+        return tested
     return "rho-a" if "rho-a" in names else (names[-1] if names else "")
+
+
+def _name_distances(unit: UnitReport) -> str:
+    """Say what a dissimilarity is, of regions and of layers."""
+    layers = [rdm for network in unit.networks for rdm in network.layer_rdms]
+    used = {
+        of: DISTANCES.get(rdms[0].metric, rdms[0].metric)
+        for of, rdms in (("regions", unit.region_rdms), ("layers", layers))
+        if rdms
+    }
+    if len(set(used.values())) == 1:
+        return next(iter(used.values()))
+    return "; ".join(f"{of}: {distance}" for of, distance in used.items())
 
 
 def _choose_regions(unit: UnitReport, comparison: str) -> tuple[Rdm, ...]:

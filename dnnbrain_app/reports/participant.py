@@ -10,9 +10,9 @@ from markupsafe import Markup
 from dnnbrain_app.reports.contents import Design, NetworkReport, Provenance, RenderedReport, RunRow, UnitReport
 from dnnbrain_app.reports.facts import MethodsFacts
 from dnnbrain_app.reports.methods import describe_methods, write_methods
-from dnnbrain_app.reports.pages import COMPARISONS, draw_unit
+from dnnbrain_app.reports.pages import draw_unit
 from dnnbrain_app.reports.vector import Drawing
-from dnnbrain_app.reports.wording import ELEMENTS, space_thousands
+from dnnbrain_app.reports.wording import COMPARISONS, ELEMENTS, space_thousands
 
 __all__ = [
     "Design",

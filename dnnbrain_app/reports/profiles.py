@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -17,6 +18,7 @@ from dnnbrain_app.reports.vector import (
     LINE,
     MARKERS,
     MUTED,
+    PAPER,
     Drawing,
     drawing_style,
     finish_drawing,
@@ -28,7 +30,37 @@ MAX_LINES = 6  # more lines than that cannot be told apart: a heat map then
 MAX_ROWS = 40
 
 
-def draw_profile(name: str, layers: tuple[str, ...], regions: Sequence[str], scores: Array, axis_label: str) -> Drawing:
+@dataclass(frozen=True, slots=True, eq=False)
+class Evidence:
+    """What is known of scores that helps to judge them.
+
+    Parameters
+    ----------
+    low, high : array of shape (n_layers, n_regions), optional
+        Ends of their intervals.
+    significant : array of bool, shape (n_layers, n_regions), optional
+        Whether they are more than chance.
+    highest : mapping of str to float
+        By region, what a perfect model would score.
+    """
+
+    low: Array | None = None
+    high: Array | None = None
+    significant: Array | None = None
+    highest: Mapping[str, float] = field(default_factory=dict)
+
+
+NO_EVIDENCE = Evidence()
+
+
+def draw_profile(
+    name: str,
+    layers: tuple[str, ...],
+    regions: Sequence[str],
+    scores: Array,
+    axis_label: str,
+    evidence: Evidence = NO_EVIDENCE,
+) -> Drawing:
     """Draw a score of every region against the layers, in depth order.
 
     Parameters
@@ -41,6 +73,9 @@ def draw_profile(name: str, layers: tuple[str, ...], regions: Sequence[str], sco
         NaN is left out.
     axis_label : str
         The score and its unit.
+    evidence : Evidence
+        Intervals become bands, what is not significant open symbols, the highest score a dashed line; a heat map has
+        the symbols only.
 
     Returns
     -------
@@ -49,43 +84,58 @@ def draw_profile(name: str, layers: tuple[str, ...], regions: Sequence[str], sco
         highest scores, in the order of their peak layers.
     """
     peaks = [(region, find_best(scores[:, i])) for i, region in enumerate(regions)]
-    told = ", ".join(f"{region} peaks at {layers[peak]}" for region, peak in peaks[:MAX_ROWS] if peak is not None)
+    filled = np.ones(scores.shape, dtype=bool) if evidence.significant is None else evidence.significant
+    told = ", ".join(
+        f"{region} peaks at {layers[peak]}{'' if filled[peak, i] else ' (not significant)'}"
+        for i, (region, peak) in enumerate(peaks[:MAX_ROWS])
+        if peak is not None
+    )
     alt = f"{axis_label} against {len(layers)} layers: {told or 'no finite score'}."
     with drawing_style(name):
         if len(regions) > MAX_LINES:
-            return finish_drawing(_draw_heat(layers, regions, scores, axis_label), name, alt)
+            return finish_drawing(_draw_heat(layers, regions, scores, filled, axis_label), name, alt)
         figure = Figure(figsize=(6.0, 4.0), layout="constrained")
         axes = figure.add_subplot()
-        _draw_lines(axes, layers, regions, scores)
+        _draw_lines(axes, layers, regions, scores, filled, evidence)
         axes.set_ylabel(axis_label)
         return finish_drawing(figure, name, alt)
 
 
-def _draw_lines(axes: Axes, layers: tuple[str, ...], regions: Sequence[str], scores: Array) -> None:
+def _draw_lines(
+    axes: Axes, layers: tuple[str, ...], regions: Sequence[str], scores: Array, filled: Array, evidence: Evidence
+) -> None:
     x = np.arange(len(layers))
     axes.axhline(0, color=MUTED, linewidth=0.8)
     axes.grid(axis="y", color=LINE, linewidth=0.6)
     axes.set_axisbelow(True)
-    finite = scores[np.isfinite(scores)]
+    highest = [evidence.highest[region] for region in regions if region in evidence.highest]
+    drawn = [values.ravel() for values in (scores, evidence.low, evidence.high) if values is not None]
+    finite = np.concatenate([*drawn, highest])
+    finite = finite[np.isfinite(finite)]
     low, high = (min(0.0, finite.min()), max(0.0, finite.max())) if len(finite) else (0.0, 1.0)
     margin = 0.08 * (high - low or 1)
     axes.set_ylim(low - margin if low < 0 else -0.02 * (high or 1), high + margin)
     ends = _spread_labels(axes, scores, [shorten(region, 16) for region in regions])
     for i, region in enumerate(regions):
         y, colour, marker = scores[:, i], COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
-        axes.plot(x, y, color=colour, marker=marker, markersize=3.5, linewidth=1.8, solid_joinstyle="round")
         peak = find_best(y)
         if peak is None:
             continue
-        axes.plot(
-            peak,
-            y[peak],
-            marker=marker,
-            markersize=8,
-            markerfacecolor="none",
-            markeredgecolor=colour,
-            markeredgewidth=1.4,
-        )
+        if evidence.low is not None and evidence.high is not None:
+            _draw_band(axes, evidence.low[:, i], evidence.high[:, i], colour)
+        if region in evidence.highest:
+            axes.axhline(evidence.highest[region], color=colour, linewidth=0.9, linestyle=(0, (5, 4)))
+        axes.plot(x, y, color=colour, linewidth=1.8, solid_joinstyle="round")
+        for layer in np.flatnonzero(np.isfinite(y)):
+            axes.plot(
+                x[layer],
+                y[layer],
+                marker=marker,
+                markersize=8 if layer == peak else 4.5,
+                markerfacecolor=colour if filled[layer, i] else PAPER,
+                markeredgecolor=colour,
+                markeredgewidth=1.3,
+            )
         axes.annotate(
             shorten(region, 16),
             (1.015, ends[i]),
@@ -98,6 +148,14 @@ def _draw_lines(axes: Axes, layers: tuple[str, ...], regions: Sequence[str], sco
     axes.set_xlim(-0.4, len(layers) - 0.6)
     axes.set_xlabel("Layer, in the order of the forward pass")
     label_layers(axes, layers)
+
+
+def _draw_band(axes: Axes, low: Array, high: Array, colour: str) -> None:
+    x = np.arange(len(low))
+    if len(x) == 1:  # no area
+        axes.vlines(x, low, high, color=colour, linewidth=1.2)
+    else:
+        axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
 
 
 def _spread_labels(axes: Axes, scores: Array, names: Sequence[str]) -> Array:
@@ -116,7 +174,9 @@ def _spread_labels(axes: Axes, scores: Array, names: Sequence[str]) -> Array:
     return height
 
 
-def _draw_heat(layers: tuple[str, ...], regions: Sequence[str], scores: Array, axis_label: str) -> Figure:
+def _draw_heat(
+    layers: tuple[str, ...], regions: Sequence[str], scores: Array, filled: Array, axis_label: str
+) -> Figure:
     found = [(i, find_best(column)) for i, column in enumerate(scores.T)]
     peaks = {i: peak for i, peak in found if peak is not None}
     kept = sorted(peaks, key=lambda i: -scores[peaks[i], i])[:MAX_ROWS]
@@ -127,15 +187,12 @@ def _draw_heat(layers: tuple[str, ...], regions: Sequence[str], scores: Array, a
     image = axes.imshow(
         scores[:, kept].T, cmap="inferno", vmin=0, vmax=max(high, 1e-3), aspect="auto", interpolation="none"
     )
-    axes.plot(
-        [peaks[i] for i in kept],
-        range(len(kept)),
-        "o",
-        markersize=3,
-        color="white",
-        markeredgecolor="black",
-        markeredgewidth=0.6,
-    )
+    for row, i in enumerate(kept):
+        face = "white" if filled[peaks[i], i] else "none"
+        for edge, width in (("black", 2.2), ("white", 1.0)):  # to be seen on dark and on bright
+            axes.plot(
+                peaks[i], row, "o", markersize=4.4, markerfacecolor=face, markeredgecolor=edge, markeredgewidth=width
+            )
     axes.set_yticks(range(len(kept)), [shorten(regions[i], 22) for i in kept], fontsize=8.5)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

@@ -211,6 +211,49 @@ REFERENCES: dict[str, Reference] = {
         "representational geometries. eLife 12, e82566.",
         "10.7554/eLife.82566",
     ),
+    "tau": _doi(
+        "Nili et al., 2014",
+        "Nili H., Wingfield C., Walther A., Su L., Marslen-Wilson W. & Kriegeskorte N. (2014). A toolbox for "
+        "representational similarity analysis. PLoS Computational Biology 10, e1003553.",
+        "10.1371/journal.pcbi.1003553",
+    ),
+    "whitened": _doi(
+        "Diedrichsen et al., 2021",
+        "Diedrichsen J., Berlot E., Mur M., Schütt H. H., Shahbazi M. & Kriegeskorte N. (2021). Comparing "
+        "representational geometries using whitened unbiased-distance-matrix similarity. Neurons, Behavior, Data "
+        "Analysis, and Theory 5 (3).",
+        "10.51628/001c.27664",
+    ),
+    "cka": _arxiv(
+        "Kornblith et al., 2019",
+        "Kornblith S., Norouzi M., Lee H. & Hinton G. (2019). Similarity of neural network representations revisited. "
+        "Proceedings of the 36th International Conference on Machine Learning.",
+        "1905.00414",
+    ),
+    "debiased": Reference(
+        "Song et al., 2012",
+        "Song L., Smola A., Gretton A., Bedo J. & Borgwardt K. (2012). Feature selection via dependence maximization. "
+        "Journal of Machine Learning Research 13, 1393–1434.",
+        "https://jmlr.org/papers/v13/song12a.html",
+    ),
+    "crossnobis": _doi(
+        "Walther et al., 2016",
+        "Walther A., Nili H., Ejaz N., Alink A., Kriegeskorte N. & Diedrichsen J. (2016). Reliability of dissimilarity "
+        "measures for multi-voxel pattern analysis. NeuroImage 137, 188–200.",
+        "10.1016/j.neuroimage.2015.12.012",
+    ),
+    "shrinkage": _doi(
+        "Schäfer & Strimmer, 2005",
+        "Schäfer J. & Strimmer K. (2005). A shrinkage approach to large-scale covariance matrix estimation and "
+        "implications for functional genomics. Statistical Applications in Genetics and Molecular Biology 4, 32.",
+        "10.2202/1544-6115.1175",
+    ),
+    "maximum": _doi(
+        "Nichols & Holmes, 2002",
+        "Nichols T. E. & Holmes A. P. (2002). Nonparametric permutation tests for functional neuroimaging: a primer "
+        "with examples. Human Brain Mapping 15, 1–25.",
+        "10.1002/hbm.1058",
+    ),
     "mmp": _doi(
         "Glasser et al., 2016",
         "Glasser M. F. et al. (2016). A multi-modal parcellation of human cerebral cortex. Nature 536, 171–178.",

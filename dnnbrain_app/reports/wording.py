@@ -1,4 +1,4 @@
-"""How lists and numbers are spelled."""
+"""How lists, numbers and measures are spelled."""
 
 from __future__ import annotations
 
@@ -6,6 +6,23 @@ import re
 from collections.abc import Callable, Sequence
 
 ELEMENTS = {"cifti": "grayordinates", "gifti": "vertices", "nifti": "voxels"}
+COMPARISONS = {
+    "pearson": "Pearson r",
+    "spearman": "Spearman ρ",
+    "rho-a": "ρₐ",
+    "tau-a": "τₐ",
+    "cosine": "cosine",
+    "whitened-cosine": "whitened cosine",
+    "whitened-pearson": "whitened r",
+    "cka": "CKA",
+}
+DISTANCES = {
+    "correlation": "1 − Pearson correlation of their patterns",
+    "cosine": "1 − cosine of the angle between their patterns",
+    "sqeuclidean": "squared Euclidean distance of their patterns",
+    "mahalanobis": "squared Mahalanobis distance of their patterns",
+    "crossnobis": "crossnobis: squared Mahalanobis distance of their patterns, cross-validated over runs",
+}
 Cite = Callable[..., str]  # notes works as cited, and writes them in parentheses
 
 

@@ -8,8 +8,8 @@ from scipy.sparse import csr_array
 
 from dnnbrain_app.analyses.autocorrelation import SerialNoise, estimate_noise
 from dnnbrain_app.analyses.encoding import score_encoding
+from dnnbrain_app.analyses.null_responses import Exchange, permute_responses
 from dnnbrain_app.analyses.options import EncodingOptions
-from dnnbrain_app.analyses.significance import permute_responses
 from dnnbrain_app.records import Gram
 
 N_RUNS, N_VOLUMES, RHO = 4, 120, 0.5
@@ -88,7 +88,7 @@ def test_planted_volumes_are_predicted(rng, Q):
 
 def test_permuted_volumes_keep_their_neighbours(rng):
     Y = rng.standard_normal((len(RUN), 8)).astype(np.float32)
-    null = permute_responses(8, 16, rng, RUN)
+    null = permute_responses(8, 16, rng, Exchange(len(RUN), RUN, turned=True))
     turned = null.draw(Y, slice(0, 8))(np.arange(len(RUN)))
     for run in range(N_RUNS):
         rows = run == RUN

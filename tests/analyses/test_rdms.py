@@ -6,7 +6,7 @@ import pytest
 from scipy.spatial.distance import cdist, pdist
 
 from dnnbrain_app.analyses import rdms
-from dnnbrain_app.analyses.rdms import compute_layer_rdm, compute_rdm, require_memory
+from dnnbrain_app.analyses.rdms import compute_attribute_rdm, compute_layer_rdm, compute_rdm, require_memory
 from dnnbrain_app.errors import BadDataError, UnknownNameError, UsageError
 from dnnbrain_app.records import Gram
 
@@ -25,6 +25,48 @@ def test_correlation_distance_agrees_with_scipy(rng, offset):
     rdm = compute_rdm(X, ITEMS, "V1")
     np.testing.assert_allclose(rdm.dissimilarities, pdist(X, "correlation"), atol=1e-11)
     assert (rdm.name, rdm.items, rdm.metric) == ("V1", ITEMS, "correlation")
+
+
+@pytest.mark.parametrize(("metric", "divide"), [("cosine", 1), ("sqeuclidean", 40)])
+@pytest.mark.parametrize("block", [2048, 5])
+def test_other_metrics_agree_with_scipy(rng, monkeypatch, metric, divide, block):
+    monkeypatch.setattr(rdms, "BLOCK", block)
+    X = rng.standard_normal((12, 40)) + 2
+    expected = pdist(X, metric) / divide
+    rdm = compute_rdm(X, ITEMS, "V1", metric)
+    np.testing.assert_allclose(rdm.dissimilarities, expected, atol=1e-11)
+    assert rdm.metric == metric
+    for keep in (True, False):
+        layer = compute_layer_rdm(_gram(X, keep=keep), ITEMS, 2**20, metric)
+        np.testing.assert_allclose(layer.dissimilarities, expected, atol=1e-11)
+        assert layer.metric == metric
+
+
+def test_euclidean_distances_in_single_precision_survive_a_large_mean(rng, monkeypatch):
+    monkeypatch.setattr(rdms, "DOUBLE_PRECISION_COST", 0)
+    X = (rng.standard_normal((12, 3000)) + 100).astype(np.float32)
+    rdm = compute_rdm(X, ITEMS, "V1", "sqeuclidean")
+    np.testing.assert_allclose(rdm.dissimilarities, pdist(X.astype(float), "sqeuclidean") / 3000, rtol=5e-6)
+
+
+def test_angles_with_nothing(rng):
+    X = rng.standard_normal((12, 40))
+    X[3] = 0
+    with pytest.raises(BadDataError, match="region V1: the pattern of image3 is zero, so its angle"):
+        compute_rdm(X, ITEMS, "V1", "cosine")
+    compute_rdm(np.where(np.arange(12)[:, None] == 3, 1.0, X), ITEMS, "V1", "cosine")
+
+
+def test_attributes_make_model_rdms():
+    category = compute_attribute_rdm(np.array(["face", "house", "n/a", "face"], dtype=object), ITEMS[:4], "category")
+    np.testing.assert_array_equal(category.dissimilarities, [1, np.nan, 0, np.nan, 1, np.nan])
+    size = compute_attribute_rdm(np.array([1, 2.5, np.nan, 0.5]), ITEMS[:4], "size")
+    np.testing.assert_array_equal(size.dissimilarities, [1.5, np.nan, 0.5, np.nan, 2, np.nan])
+    alive = compute_attribute_rdm(np.array([True, False, True]), ITEMS[:3], "alive")
+    np.testing.assert_array_equal(alive.dissimilarities, [1, 0, 1])
+    assert (category.metric, size.metric, alive.metric) == ("category", "difference", "category")
+    with pytest.raises(BadDataError, match="attribute size: all stimuli have the same value"):
+        compute_attribute_rdm(np.array([1, np.nan, 1]), ITEMS[:3], "size")
 
 
 def test_single_precision_is_exact_enough(rng, monkeypatch):
@@ -81,8 +123,11 @@ def test_patterns_without_correlation(rng, change, words, dtype):
 
 
 def test_unknown_metric(rng):
+    X = rng.standard_normal((12, 40))
     with pytest.raises(UnknownNameError, match="did you mean 'correlation'"):
-        compute_rdm(rng.standard_normal((12, 40)), ITEMS, "V1", "correlatoin")
+        compute_rdm(X, ITEMS, "V1", "correlatoin")
+    with pytest.raises(UnknownNameError, match="did you mean 'sqeuclidean'"):
+        compute_layer_rdm(_gram(X), ITEMS, 2**20, "euclidean")
 
 
 @pytest.mark.parametrize("keep", [True, False])

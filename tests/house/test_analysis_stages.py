@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from dnnbrain_app.analyses.rdms import compute_rdm
-from dnnbrain_app.analysis_stages import gather_rdms
 from dnnbrain_app.errors import BadDataError
+from dnnbrain_app.rsa_stage import gather_rdms
 
 
 def test_a_region_that_cannot_be_compared_is_left_out(rng: Any, caplog: Any) -> None:

@@ -3,9 +3,12 @@ import re
 
 import pytest
 
+from dnnbrain_app.analyses.options import RsaOptions
+from dnnbrain_app.reports.analysis_methods import _COMPARISONS
 from dnnbrain_app.reports.facts import MethodsFacts, NetworkFacts, RsaFacts
 from dnnbrain_app.reports.methods import describe_methods, write_methods
 from dnnbrain_app.reports.references import NETWORK_REFERENCES, REFERENCES, find_network_reference
+from dnnbrain_app.reports.wording import COMPARISONS, DISTANCES
 
 WORKS = [*REFERENCES.values(), *NETWORK_REFERENCES.values()]
 
@@ -140,6 +143,113 @@ def test_each_option_is_told_and_only_where_it_was_taken(make, changes, told, go
         assert word not in text
 
 
+ENCODING = [
+    (
+        {},
+        "50000 voxels with permuted stimuli | p values of each layer's scores | (Benjamini & Hochberg, 1995)",
+        "family-wise | Nichols | noise ceiling | halves | half of the folds | bootstrap",
+    ),
+    (
+        {"n_permutations": 100},
+        "family-wise error rate | highest of all voxels in 100 permutations | (Nichols & Holmes, 2002)",
+        "noise ceiling",
+    ),
+    ({"ceiling_floor": 0.05}, "divided by the noise ceiling, correlations by its root, in voxels where it is 0.05", ""),
+    ({"n_bootstrap": 1000}, "in each half of the folds | 1000 bootstrap samples of the folds | weighted by", ""),
+]
+
+
+@pytest.mark.parametrize(("changes", "told", "gone"), ENCODING)
+def test_inference_of_encoding_is_told_as_far_as_it_was_done(make, changes, told, gone):
+    facts = dataclasses.replace(make.facts(), rsa=None)
+    text = write_methods(
+        dataclasses.replace(facts, encoding=dataclasses.replace(facts.encoding, n_null=50_000, **changes))
+    )
+    for said in split_phrases(told):
+        assert said in text
+    for word in split_phrases(gone):
+        assert word not in text
+
+
+def test_family_wise_error_of_time_series_is_that_of_shifts(make):
+    facts = make.facts()
+    responses = dataclasses.replace(facts.responses, model="timeseries")
+    encoding = dataclasses.replace(facts.encoding, n_permutations=20)
+    text = write_methods(dataclasses.replace(facts, responses=responses, encoding=encoding, rsa=None))
+    assert "20 such shifts that all voxels had in common" in text
+    assert "permut" not in text.split("## References")[0]
+
+
+SHRUNK = "shrunk towards its diagonal (Schäfer & Strimmer, 2005)"
+RSA = [
+    (
+        RsaFacts(("pearson",)),
+        "of regions and layers were computed with the correlation distance",
+        "crossnobis | Schäfer | permutations | bootstrap | Schütt | Benjamini | Nichols",
+    ),
+    (
+        RsaFacts(("whitened-cosine",), ("crossnobis",), tested=("whitened-cosine",)),
+        f"""the crossnobis distance (Walther et al., 2016) | {SHRUNK} | the whitened cosine (Diedrichsen et al., 2021)
+        | RDMs of layers, with the correlation distance""",
+        "permutations | bootstrap | where each stimulus",
+    ),
+    (RsaFacts(("cosine",), ("mahalanobis",), "cosine"), f"squared Mahalanobis | {SHRUNK} | by the cosine", "Walther"),
+    (RsaFacts(("cka",), ("cosine",), "cosine"), "(Kornblith et al., 2019; Song et al., 2012)", "Schäfer"),
+    (
+        RsaFacts(("rho-a", "whitened-cosine"), ("crossnobis", "correlation"), tested=("whitened-cosine", "rho-a")),
+        "(Walther et al., 2016) where each stimulus was in two runs, else the correlation distance, between",
+        "whichever",
+    ),
+    (
+        RsaFacts(
+            ("rho-a", "whitened-cosine"),
+            ("crossnobis", "correlation"),
+            tested=("whitened-cosine", "rho-a"),
+            n_permutations=500,
+        ),
+        "by the whitened cosine or the rank correlation rho-a, whichever suits the distances, were compared",
+        "bootstrap",
+    ),
+    (
+        RsaFacts(("pearson",), tested=("pearson",), n_permutations=1000),
+        """similarities by Pearson's correlation were compared with those after 1000 permutations
+        | maximum over layers of the standardised similarities (Nichols & Holmes, 2002)
+        | over regions by the false discovery rate (Benjamini""",
+        "bootstrap | Schütt",
+    ),
+    (
+        RsaFacts(("pearson",), tested=("pearson",), n_bootstraps=200),
+        """intervals of the similarities by Pearson's correlation come from 200 bootstrap samples of the stimuli
+        (Schütt et al., 2023)""",
+        "permutations | Nichols | Benjamini",
+    ),
+    (
+        RsaFacts(("pearson",), tested=("pearson",), n_permutations=1000, n_bootstraps=200),
+        "intervals of these similarities come from 200",
+        "",
+    ),
+]
+
+
+@pytest.mark.parametrize(("rsa", "told", "gone"), RSA)
+def test_rsa_is_told_as_it_was_done(make, rsa, told, gone):
+    text = write_methods(dataclasses.replace(make.facts(), encoding=None, rsa=rsa))
+    for said in split_phrases(told):
+        assert " ".join(said.split()) in text
+    for word in split_phrases(gone):
+        assert word not in text
+
+
+def test_every_measure_of_the_settings_has_words(make):
+    fields = {field.name: field.metadata for field in dataclasses.fields(RsaOptions)}
+    assert set(fields["comparisons"]["choices"]) == set(_COMPARISONS) == set(COMPARISONS)
+    assert set(fields["metric"]["choices"]) - {"auto"} == set(DISTANCES)
+    for metric in DISTANCES:
+        assert "Representational" in write_methods(
+            dataclasses.replace(make.facts(), rsa=RsaFacts(("cka",), (metric,), "sqeuclidean"))
+        )
+
+
 def test_a_single_run_is_divided_into_parts(make):
     facts = make.facts()
     responses = dataclasses.replace(facts.responses, model="timeseries")
@@ -184,7 +294,14 @@ def test_every_citation_is_listed_and_everything_listed_is_cited(make, model):
     facts, every = make.facts(), {"has_ceiling": True, "has_frequent": True, "fd_threshold": 0.5}
     changes = {"model": "glmsingle", "is_regularised": False} if model == "alone" else {"model": model}
     methods = describe_methods(
-        dataclasses.replace(facts, responses=dataclasses.replace(facts.responses, **changes, **every))
+        dataclasses.replace(
+            facts,
+            responses=dataclasses.replace(facts.responses, **changes, **every),
+            encoding=dataclasses.replace(facts.encoding, n_permutations=1000, ceiling_floor=0.05, n_bootstrap=1000),
+            rsa=RsaFacts(
+                tuple(_COMPARISONS), ("crossnobis", "correlation"), "correlation", ("rho-a", "cka"), 1000, 1000
+            ),
+        )
     )
     text = " ".join(paragraph for _, paragraph in methods.paragraphs)
     cited = {work for group in re.findall(r"\(([^()]*\d{4}[^()]*|Brett et al\.)\)", text) for work in group.split("; ")}
@@ -216,7 +333,8 @@ def test_network_of_ones_own_is_not_cited():
 
 @pytest.mark.parametrize("work", WORKS, ids=lambda work: work.short)
 def test_references_are_complete(work):
-    assert re.fullmatch(r"https://(doi\.org/10\.\d{4,5}/\S+|arxiv\.org/abs/\d{4}\.\d{4,5})", work.link)
+    places = r"doi\.org/10\.\d{4,5}/\S+|arxiv\.org/abs/\d{4}\.\d{4,5}|jmlr\.org/papers/v\d+/\w+\.html"
+    assert re.fullmatch(rf"https://({places})", work.link)
     assert work.full.endswith(".")
     year = re.search(r"\d{4}$", work.short)
     assert year is None or f"({year[0]})" in work.full

@@ -239,6 +239,67 @@ def test_many_regions_are_cut_to_those_that_agree_best(make, rng):
     assert "3 more regions are in the files" in rendered.html
 
 
+def infer(network, tested: str, q: np.ndarray):
+    """Add tests and intervals of a comparison to a network's RSA."""
+    similarity = network.rsa.similarity[tested]
+    inference = {"p": q / 2, "p_fwe": q, "q": q, "low": similarity - 0.1, "high": similarity + 0.1}
+    return dataclasses.replace(network, rsa=dataclasses.replace(network.rsa, tested=tested, inference=inference))
+
+
+def render_tested(make, rng, q: np.ndarray, **changes) -> Page:
+    space = make.volume_space()
+    network = infer(make.network(np.zeros(space.n_voxels, dtype=int), rng), "pearson", q)
+    network = dataclasses.replace(network, **changes)
+    unit = make.unit(space, np.zeros(0), rng, networks=(network,), design=None)
+    html = render_participant(ParticipantReport("01", (unit,), make.facts())).html
+    page = Page(html)
+    page.text = " ".join(page.text.split())
+    return page
+
+
+def test_best_layers_that_are_not_significant_are_marked(make, rng):
+    q = np.full((len(make.layers), 2), 0.01)
+    q[5, 1] = 0.051  # VTC is most like blocks.5
+    q[0, 0] = 0.9  # not the best layer of V1
+    page = render_tested(make, rng, q)
+    assert sum(attributes.get("class") == "ns" for _, attributes in page.elements) == 1
+    assert "blocks.5 n.s.0.350" in page.text
+    assert "Similarities of dissimilarity matrices (Pearson r) were tested" in page.text
+    assert "n.s. marks those that are not significant at a false discovery rate of 5 % over regions" in page.text
+
+
+def test_summary_tells_the_tested_comparison(make, rng, html):
+    page = render_tested(make, rng, np.full((len(make.layers), 2), 0.05))
+    assert "n.s." not in page.text
+    assert "all are significant at a false discovery rate" in page.text
+    assert "0.350" in page.text  # Pearson's, though there is rho-a
+    untested = Page(html).text
+    assert "n.s." not in untested
+    assert "were tested" not in untested
+
+
+def test_what_is_not_significant_is_no_headline(make, rng):
+    alone = {"encoding": None, "region_r": None, "regions": ()}
+    q = np.full((len(make.layers), 2), 0.01)
+    q[:, 1] = np.nan  # not known: no finding
+    text = render_tested(make, rng, q, **alone).text
+    assert "Of the 6 layers of alexnet, V1 is best explained by blocks.1 (Pearson r = 0.35)." in text
+    text = render_tested(make, rng, q * np.nan, **alone).text
+    assert "The geometry of no region resembles that of a layer of alexnet significantly." in text
+    assert "is best explained" not in text
+
+
+def test_dissimilarities_are_told_as_they_are(make, rng, html):
+    assert "of two stimuli (1 − Pearson correlation of their patterns), shown" in " ".join(Page(html).text.split())
+    space = make.volume_space()
+    unit = make.unit(space, np.zeros(space.n_voxels, dtype=int), rng, design=None)
+    crossed = tuple(dataclasses.replace(rdm, metric="crossnobis") for rdm in unit.region_rdms)
+    unit = dataclasses.replace(unit, region_rdms=crossed)
+    text = " ".join(Page(render_participant(ParticipantReport("01", (unit,), make.facts())).html).text.split())
+    assert "(regions: crossnobis: squared Mahalanobis distance of their patterns, cross-validated over runs; " in text
+    assert "layers: 1 − Pearson correlation of their patterns), shown" in text
+
+
 def test_scores_of_another_space_are_refused(make, meshes, rng):
     with pytest.raises(BadDataError, match=r"scores of 10 voxels in a space of 6400"):
         make.unit(make.surface_space(meshes), np.zeros(10, dtype=int), rng)

@@ -1,12 +1,14 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from dnnbrain_app.config import build_config
 from dnnbrain_app.derivatives import names
 from dnnbrain_app.derivatives.tables import write_design
 from dnnbrain_app.records import Run, Trials, Unit
-from dnnbrain_app.reporting import count_trials, has_frequent, name_library, read_design, warn_about
+from dnnbrain_app.reporting import collect_facts, count_trials, has_frequent, name_library, read_design, warn_about
 from dnnbrain_app.reports.contents import ResponseReport
 
 
@@ -112,3 +114,56 @@ def test_design_is_read_back_whatever_the_model(tmp_path: Path, rng, model, titl
     np.testing.assert_allclose(design.matrix, np.column_stack([expected[name] for name in design.names]), atol=1e-5)
     few = f"the first {min(len(titles), 12)} of {len(titles)} trials, "
     assert design.note.startswith(few) == (model != "timeseries")
+
+
+def make_config(tmp_path: Path, **sections: dict):
+    options = {"networks": {"names": ["alexnet"]}, "run": {"analyses": ["encoding", "rsa"]}}
+    return build_config(tmp_path, tmp_path / "out", "participant", options | sections)
+
+
+def make_page(
+    make, rng, *, metric: str = "correlation", inference: tuple[str, ...] = (), further: tuple[str, ...] = ()
+):
+    space = make.volume_space()
+    unit = make.unit(space, np.zeros(space.n_voxels, dtype=int), rng)
+    network = unit.networks[0]
+    known = dict.fromkeys(inference, network.rsa.similarity["rho-a"])
+    rsa = dataclasses.replace(network.rsa, tested="rho-a", inference=known)
+    rdms = tuple(dataclasses.replace(rdm, metric=metric) for rdm in unit.region_rdms)
+    network = dataclasses.replace(network, rsa=rsa, further=further)
+    return dataclasses.replace(unit, networks=(network,), region_rdms=rdms)
+
+
+AUTO = {"metric": "auto", "comparisons": ["rho-a", "whitened-cosine"]}
+
+
+@pytest.mark.parametrize(
+    ("model", "found", "metrics", "tested"),
+    [
+        ("lss", (), ("crossnobis", "correlation"), ("whitened-cosine", "rho-a")),  # not known yet
+        ("condition", (), ("correlation",), ("rho-a",)),
+        ("lss", ("crossnobis",), ("crossnobis",), ("whitened-cosine",)),
+        ("lss", ("correlation",), ("correlation",), ("rho-a",)),
+        ("lss", ("correlation", "crossnobis"), ("crossnobis", "correlation"), ("whitened-cosine", "rho-a")),
+    ],
+)
+def test_distances_are_those_that_were_chosen(tmp_path, make, rng, model, found, metrics, tested):
+    config = make_config(tmp_path, rsa=AUTO, responses={"model": model})
+    pages = [make_page(make, rng, metric=metric) for metric in found]
+    rsa = collect_facts(config, (), pages).rsa
+    assert rsa.metrics == metrics
+    assert rsa.tested == tested
+
+
+def test_only_what_was_computed_is_told(tmp_path, make, rng):
+    config = make_config(tmp_path, rsa={"n_permutations": 300, "n_bootstraps": 70}, encoding={"n_permutations": 40})
+    facts = collect_facts(config, (), ())  # what the settings imply
+    assert (facts.rsa.n_permutations, facts.rsa.n_bootstraps, facts.encoding.n_permutations) == (300, 70, 40)
+    assert (facts.encoding.ceiling_floor, facts.encoding.n_bootstrap) == (0, 0)
+    facts = collect_facts(config, (), [make_page(make, rng)])
+    assert (facts.rsa.n_permutations, facts.rsa.n_bootstraps, facts.encoding.n_permutations) == (0, 0, 0)
+    every = make_page(make, rng, inference=("p", "low"), further=("p", "q", "pfwe", "rnorm", "confidence"))
+    facts = collect_facts(config, (), [every])
+    assert (facts.rsa.n_permutations, facts.rsa.n_bootstraps, facts.encoding.n_permutations) == (300, 70, 40)
+    assert facts.encoding.ceiling_floor == config.encoding.ceiling_floor
+    assert facts.encoding.n_bootstrap == config.encoding.n_bootstrap
