@@ -21,7 +21,7 @@ demo: $(VENV)/.demo
 	@echo "The report: $(abspath $(RESULTS))/sub-01.html"
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadscope $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

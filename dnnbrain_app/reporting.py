@@ -9,9 +9,9 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -33,13 +33,22 @@ from dnnbrain_app.derivatives.tables import read_region_table, read_table, read_
 from dnnbrain_app.inputs import find_stimuli_folder, gather_stimuli, gather_trials
 from dnnbrain_app.records import Array, Atlas, BrainSpace, EncodingScores, Rdm, RsaScores, Trials, Unit
 from dnnbrain_app.reports.contents import Design, NetworkReport, Provenance, ResponseReport, RunRow, UnitReport
-from dnnbrain_app.reports.facts import EncodingFacts, MethodsFacts, NetworkFacts, ResponseFacts, RsaFacts
+from dnnbrain_app.reports.facts import (
+    DecodingFacts,
+    EncodingFacts,
+    MethodsFacts,
+    NetworkFacts,
+    ResponseFacts,
+    RsaFacts,
+    SearchlightFacts,
+)
 from dnnbrain_app.reports.methods import write_methods
 from dnnbrain_app.reports.wording import count_things
 from dnnbrain_app.rsa_stage import TESTED, choose_comparison
 from dnnbrain_app.session import Session
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 _TRIALS_SHOWN = 12
 
 
@@ -298,6 +307,8 @@ def collect_facts(config: Config, units: Sequence[Unit], pages: Sequence[UnitRep
         responses=_describe_responses(config, pages),
         encoding=_describe_encoding(config, units, pages) if "encoding" in analyses else None,
         rsa=_describe_rsa(config, pages) if "rsa" in analyses else None,
+        searchlight=_take(config.searchlight, SearchlightFacts) if "searchlight" in analyses else None,
+        decoding=_take(config.decoding, DecodingFacts) if "decoding" in analyses else None,
         atlas=", ".join(dict.fromkeys(map(name_atlas, config.dataset.atlas))),
         regions={name: rule for name, _, rule in (roi.partition("=") for roi in config.dataset.rois)},
         surfaces=tuple(dict.fromkeys(mesh.name for page in pages for mesh in page.meshes.values())),
@@ -305,6 +316,11 @@ def collect_facts(config: Config, units: Sequence[Unit], pages: Sequence[UnitRep
         seed=config.run.random_seed,
         trial_filter=config.stimuli.trial_filter,
     )
+
+
+def _take(options: Any, facts: Callable[..., T]) -> T:
+    """Make facts of the options that have the same names."""
+    return facts(**{name: getattr(options, name) for name in facts.__slots__})  # type: ignore[attr-defined]
 
 
 def _describe_responses(config: Config, pages: Sequence[UnitReport]) -> ResponseFacts:

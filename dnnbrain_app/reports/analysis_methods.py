@@ -129,6 +129,54 @@ def describe_rsa(facts: MethodsFacts, cite: Cite) -> list[str]:
     return said + _describe_tests(model, cite)
 
 
+def describe_searchlight(facts: MethodsFacts, cite: Cite) -> list[str]:
+    """Write the sentences on searchlights."""
+    model = facts.searchlight
+    if model is None:
+        return []
+    distances = _DISTANCES["sqeuclidean" if model.comparison in ("cka", "whitened-cosine") else "correlation"]
+    said = [
+        (
+            f"Around each voxel or vertex, those within {model.radius:g} mm (along the surface on the cortex) made a "
+            f"searchlight {cite('searchlight')}, whose RDM of {distances} was "
+            f"compared with that of each layer by {_name_comparison(model.comparison, cite)}."
+        )
+    ]
+    if model.n_permutations:
+        said.append(
+            f"P values came from {model.n_permutations} permutations of the stimuli, the same for all layers and "
+            "searchlights; they were adjusted over searchlights for a false discovery rate, and by the highest "
+            "similarity of any layer and searchlight for the family-wise error rate."
+        )
+    return said
+
+
+def describe_decoding(facts: MethodsFacts, cite: Cite) -> list[str]:  # noqa: ARG001
+    """Write the sentences on decoding."""
+    model = facts.decoding
+    if model is None:
+        return []
+    decoders = {
+        "svc": "linear support vector machines",
+        "logistic": "logistic regression",
+        "lda": "linear discriminant analysis",
+        "ridge": "ridge regression",
+        "lasso": "the lasso",
+        "ols": "ordinary least squares",
+    }
+    said = [
+        (
+            f"The {enumerate_phrases([f'attribute {name}' for name in model.attributes])} of the stimuli "
+            f"{'was' if len(model.attributes) == 1 else 'were'} predicted from the responses of each region, averaged "
+            f"over repeats, by {decoders[model.classifier]} (categories) or {decoders[model.regressor]} (numbers) in "
+            f"{model.n_folds}-fold cross-validation over stimuli, scaling being fitted to the training folds."
+        )
+    ]
+    if model.n_permutations:
+        said.append(f"Chance and p values came from {model.n_permutations} permutations of the attribute.")
+    return said
+
+
 def _name_comparison(name: str, cite: Cite) -> str:
     words, works = _COMPARISONS[name]
     return f"{words} {cite(*works)}" if works else words

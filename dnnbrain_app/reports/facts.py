@@ -158,6 +158,26 @@ class RsaFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class SearchlightFacts:
+    """Searchlights: their radius in mm, how they are compared with layers, and how many permutations there were."""
+
+    radius: float
+    comparison: str
+    n_permutations: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DecodingFacts:
+    """What was decoded, by what (of categories, of numbers), and how it was tested."""
+
+    attributes: tuple[str, ...]
+    classifier: str
+    regressor: str
+    n_folds: int
+    n_permutations: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class MethodsFacts:
     """What the methods text is written from; what is not known (None, empty) is not mentioned.
 
@@ -200,6 +220,8 @@ class MethodsFacts:
     responses: ResponseFacts | None = None
     encoding: EncodingFacts | None = None
     rsa: RsaFacts | None = None
+    searchlight: SearchlightFacts | None = None
+    decoding: DecodingFacts | None = None
     atlas: str = ""
     regions: Mapping[str, str] = field(default_factory=dict)
     surfaces: tuple[str, ...] = ()

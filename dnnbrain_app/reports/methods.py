@@ -6,7 +6,12 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dnnbrain_app.reports.analysis_methods import describe_encoding, describe_rsa
+from dnnbrain_app.reports.analysis_methods import (
+    describe_decoding,
+    describe_encoding,
+    describe_rsa,
+    describe_searchlight,
+)
 from dnnbrain_app.reports.facts import MethodsFacts, NetworkFacts, ResponseFacts
 from dnnbrain_app.reports.references import HCP_ACKNOWLEDGMENT, REFERENCES, Reference, find_network_reference
 from dnnbrain_app.reports.response_methods import describe_responses
@@ -45,6 +50,8 @@ def describe_methods(facts: MethodsFacts) -> Methods:
         ("Regions of interest", _describe_regions),
         ("Encoding models", describe_encoding),
         ("Representational similarity analysis", describe_rsa),
+        ("Searchlights", describe_searchlight),
+        ("Decoding", describe_decoding),
         ("Software", _describe_software),
     )
     written = [(heading, " ".join(write(facts, cite))) for heading, write in writers]

@@ -205,6 +205,12 @@ REFERENCES: dict[str, Reference] = {
         "branches of systems neuroscience. Frontiers in Systems Neuroscience 2, 4.",
         "10.3389/neuro.06.004.2008",
     ),
+    "searchlight": _doi(
+        "Kriegeskorte et al., 2006",
+        "Kriegeskorte N., Goebel R. & Bandettini P. (2006). Information-based functional brain mapping. Proceedings of "
+        "the National Academy of Sciences 103, 3863-3868.",
+        "10.1073/pnas.0600244103",
+    ),
     "rhoa": _doi(
         "Schütt et al., 2023",
         "Schütt H. H., Kipnis A. D., Diedrichsen J. & Kriegeskorte N. (2023). Statistical inference on "

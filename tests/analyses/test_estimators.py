@@ -145,10 +145,10 @@ def test_channels_and_positions_are_models_of_their_own(rng):
 
 
 def test_what_cannot_be(rng):
-    with pytest.raises(UnknownNameError, match=r"unknown regression 'laso'.*lasso"):
-        make_regressor("laso", {})
-    with pytest.raises(UsageError, match=r"regression lasso: .*alhpa"):
-        make_regressor("lasso", {"alhpa": 1})
+    with pytest.raises(UnknownNameError, match=r"unknown regression 'lassoo'.*lasso"):
+        make_regressor("lassoo", {})
+    with pytest.raises(UsageError, match=r"regression lasso: .*alphax"):
+        make_regressor("lasso", {"alphax": 1})
     X, folds = rng.standard_normal((20, 4)), make_folds(20, 4, rng)
     Y = rng.standard_normal((20, 3))
     without = Gram("fc", (90,), 0, X @ X.T, X.sum(1))

@@ -5,7 +5,7 @@ import pytest
 
 from dnnbrain_app.analyses.options import RsaOptions
 from dnnbrain_app.reports.analysis_methods import _COMPARISONS
-from dnnbrain_app.reports.facts import MethodsFacts, NetworkFacts, RsaFacts
+from dnnbrain_app.reports.facts import DecodingFacts, MethodsFacts, NetworkFacts, RsaFacts, SearchlightFacts
 from dnnbrain_app.reports.methods import describe_methods, write_methods
 from dnnbrain_app.reports.references import NETWORK_REFERENCES, REFERENCES, find_network_reference
 from dnnbrain_app.reports.wording import COMPARISONS, DISTANCES
@@ -344,3 +344,16 @@ def test_markdown_in_names_is_text(make):
     text = write_methods(dataclasses.replace(make.facts(), tasks=("<script>", "a*b*_c_[x](http://y)")))
     assert "\\<script\\>" in text
     assert "a\\*b\\*\\_c\\_\\[x\\](http://y)" in text
+
+
+def test_searchlights_and_decoding_are_told():
+    facts = MethodsFacts(
+        "1.0",
+        searchlight=SearchlightFacts(8.0, "cka", 500),
+        decoding=DecodingFacts(("animate", "category"), "svc", "ridge", 10, 200),
+    )
+    text = write_methods(facts)
+    for part in ("within 8 mm", "500 permutations of the stimuli", "Kriegeskorte", "linear support vector machines"):
+        assert part in text
+    assert "attribute animate and attribute category of the stimuli were predicted" in text
+    assert "searchlight" not in write_methods(MethodsFacts("1.0")).lower()
