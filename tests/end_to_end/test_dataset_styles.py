@@ -5,10 +5,13 @@ Headers and rows are those of the datasets' own tables (OpenNeuro, CC0).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import h5py
+import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
@@ -195,6 +198,42 @@ def test_from_events_to_files(tmp_path: Path, style: Style) -> None:
     places = {name: path.relative_to(folder).as_posix() for name, path in zip(found.ids, found.paths, strict=True)}
     assert places == style.files
     assert len(set(found.digests)) == len(found)
+
+
+def write_dataset(root: Path, style: Style, rng: np.random.Generator) -> None:
+    """Write a run of noise, under fMRIPrep's names, in which the style's trials were shown."""
+    func, derived = root / "sub-01" / "func", root / "derivatives" / "fmriprep" / "sub-01" / "func"
+    func.mkdir(parents=True)
+    derived.mkdir(parents=True)
+    fill(root / "stimuli", style)
+    (root / "dataset_description.json").write_text('{"Name": "style", "BIDSVersion": "1.10.0"}')
+    (func / "sub-01_task-x_run-01_events.tsv").write_text(style.events.replace(" ", "\t"))
+    image = nib.Nifti1Image(100 + rng.standard_normal((3, 3, 3, 60)).astype(np.float32), np.eye(4))
+    image.header.set_zooms((1, 1, 1, 2.0))
+    image.header.set_xyzt_units("mm", "sec")
+    nib.save(image, derived / "sub-01_task-x_run-1_space-T1w_desc-preproc_bold.nii.gz")
+    mask = nib.Nifti1Image(np.ones((3, 3, 3), np.uint8), np.eye(4))
+    nib.save(mask, derived / "sub-01_task-x_run-1_space-T1w_desc-brain_mask.nii.gz")
+
+
+@pytest.mark.parametrize("style", STYLES.values(), ids=STYLES.keys())
+def test_the_command_line_reads_it(
+    tmp_path: Path, rng: np.random.Generator, run_dnnbrain: Callable[..., Any], style: Style
+) -> None:
+    root = tmp_path / "raw"
+    write_dataset(root, style, rng)
+    options = ["--network", "tiny_network:build", "--work-dir", tmp_path / "work", "--dry-run"]
+    for flag, value in (("--stim-column", style.column), ("--trial-filter", style.trial_filter)):
+        options += [flag, value] if value else []
+    if style.stim_map:
+        (tmp_path / "map.tsv").write_text(style.stim_map.replace(" ", "\t"))
+        options += ["--stim-map", tmp_path / "map.tsv"]
+    outcome = run_dnnbrain(root, tmp_path / "out", "participant", *options)
+    assert outcome.code == 0, outcome.err
+    head, row = (line.split() for line in outcome.out.splitlines()[:2])
+    told = dict(zip(head, row, strict=False))
+    n_stimuli = len(set(style.trials))
+    assert (told["trials"], told["stimuli"], told["missing"]) == (str(len(style.trials)), str(n_stimuli), "0")
 
 
 @pytest.mark.parametrize(
