@@ -13,21 +13,27 @@ from __future__ import annotations
 
 import numpy as np
 
+from dnnbrain_app.analyses.balancing import make_balanced_folds
 from dnnbrain_app.analyses.banded import BandedScores, score_bands
 from dnnbrain_app.analyses.ceilings import Ceiling, compute_ceiling
 from dnnbrain_app.analyses.combining import CombinedScores, score_combined
 from dnnbrain_app.analyses.crossnobis import compute_crossnobis, compute_mahalanobis
+from dnnbrain_app.analyses.decoding import DecodingScores, decode_attribute
+from dnnbrain_app.analyses.decoding_searchlights import decode_searchlights
 from dnnbrain_app.analyses.encoding import score_encoding
-from dnnbrain_app.analyses.estimators import make_pipeline, make_regressor, score_estimator
+from dnnbrain_app.analyses.estimators import divide_layer, make_pipeline, make_regressor, score_estimator
 from dnnbrain_app.analyses.folds import group_stimuli, make_folds, make_volume_folds
+from dnnbrain_app.analyses.identification import IdentificationScores, identify_stimuli
 from dnnbrain_app.analyses.layer_choice import LayerChoice, choose_layers
+from dnnbrain_app.analyses.neighbourhoods import Neighbourhoods, find_neighbourhoods
 from dnnbrain_app.analyses.normalising import normalise_mean, normalise_scores
-from dnnbrain_app.analyses.options import BandedOptions, EncodingOptions
+from dnnbrain_app.analyses.options import BandedOptions, EncodingOptions, SearchlightOptions
 from dnnbrain_app.analyses.partition import VariancePartition, partition_variance
 from dnnbrain_app.analyses.rdms import compute_attribute_rdm, compute_layer_rdm, compute_rdm
 from dnnbrain_app.analyses.rsa import compare_rdms, score_rsa
 from dnnbrain_app.analyses.rsa_inference import RsaSignificance, permute_labels
 from dnnbrain_app.analyses.rsa_intervals import RsaIntervals, bootstrap_both, bootstrap_stimuli
+from dnnbrain_app.analyses.searchlight import SearchlightScores, score_searchlight
 from dnnbrain_app.analyses.stacking import StackedScores, stack_layers
 from dnnbrain_app.records import Array, EncodingScores, Gram, Rdm, RsaScores, Significance, Trials
 from dnnbrain_app.responses.glm import average_repeats, estimate_betas
@@ -47,10 +53,13 @@ __all__ = [
     "BandedScores",
     "Ceiling",
     "CombinedScores",
+    "DecodingScores",
     "EncodingOptions",
     "EncodingScores",
     "Gram",
+    "IdentificationScores",
     "LayerChoice",
+    "Neighbourhoods",
     "NoiseCeiling",
     "Rdm",
     "ResponseOptions",
@@ -58,6 +67,8 @@ __all__ = [
     "RsaScores",
     "RsaSignificance",
     "RunData",
+    "SearchlightOptions",
+    "SearchlightScores",
     "Significance",
     "SingleTrials",
     "StackedScores",
@@ -80,10 +91,16 @@ __all__ = [
     "convolve_features",
     "convolve_gram",
     "correlate_halves",
+    "decode_attribute",
+    "decode_searchlights",
+    "divide_layer",
     "estimate_betas",
     "estimate_glmsingle",
     "estimate_noise_ceiling",
+    "find_neighbourhoods",
     "group_stimuli",
+    "identify_stimuli",
+    "make_balanced_folds",
     "make_folds",
     "make_gram",
     "make_pipeline",
@@ -98,6 +115,7 @@ __all__ = [
     "score_encoding",
     "score_estimator",
     "score_rsa",
+    "score_searchlight",
     "stack_layers",
 ]
 

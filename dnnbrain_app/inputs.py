@@ -16,7 +16,7 @@ from dnnbrain_app.dataset.index import find_units
 from dnnbrain_app.dataset.roots import find_raw
 from dnnbrain_app.derivatives.files import write_json
 from dnnbrain_app.derivatives.sidecars import read_json
-from dnnbrain_app.errors import BadDataError, DnnbrainError
+from dnnbrain_app.errors import BadDataError, DnnbrainError, MissingInputError
 from dnnbrain_app.records import StimulusSet, Trials, Unit
 from dnnbrain_app.session import Session
 from dnnbrain_app.stimuli.mapping import read_stim_map
@@ -56,7 +56,11 @@ def find_stimuli_folder(config: Config) -> Path:
 def map_stimuli(config: Config) -> dict[str, str] | None:
     """Read from which file each stimulus comes, where the user tells it."""
     options = config.stimuli
-    return None if options.stim_map is None else read_stim_map(options.stim_map, options.column)
+    if options.stim_map is None:
+        return None
+    if not options.stim_map.exists():
+        raise MissingInputError(f"--stim-map {options.stim_map}: does not exist")
+    return read_stim_map(options.stim_map, options.column)
 
 
 def gather_stimuli(

@@ -17,7 +17,7 @@ from dnnbrain_app.analysis_stages import check_analyses, choose_analyses, find_o
 from dnnbrain_app.config import Config, count_cpus, measure_memory
 from dnnbrain_app.derivatives.dataset import check_places
 from dnnbrain_app.derivatives.names import join_entities
-from dnnbrain_app.errors import DnnbrainError
+from dnnbrain_app.errors import DnnbrainError, UsageError
 from dnnbrain_app.group_stages import gather_group, share_entities
 from dnnbrain_app.inputs import find_stimuli_folder, gather_trials, gather_units, map_stimuli
 from dnnbrain_app.network_stages import list_stimulus_names
@@ -128,6 +128,8 @@ def plan(config: Config) -> str:
     for unit in units:
         try:
             row, disk, seconds = _plan_unit(unit, networks, speed, config)
+        except UsageError:
+            raise  # the same for every participant
         except DnnbrainError as error:
             rows.append((unit.participant, unit.task, unit.space, str(len(unit.runs)), f"! {error}", *[""] * 6))
             continue

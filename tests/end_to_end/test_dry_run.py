@@ -127,3 +127,13 @@ def test_an_output_in_the_way_is_refused(copied: Any, run_dnnbrain: Callable[...
     outcome = run_dnnbrain(copied.path, copied.path, "participant", *copied.options("fsLR"), "--dry-run")
     assert outcome.code == 2
     assert "is the input dataset itself" in outcome.err
+
+
+def test_what_is_wrong_for_everyone_is_no_row(plan: Callable[..., Any]) -> None:
+    outcome = plan("--trial-filter", "stim_file.to_csv('table.csv')")
+    assert outcome.code == 2
+    assert ".to_csv is not allowed" in outcome.err
+
+
+def test_a_map_that_is_not_there_is_named(plan: Callable[..., Any]) -> None:
+    assert "! --stim-map nowhere.tsv: does not exist" in plan("--stim-map", "nowhere.tsv").out
